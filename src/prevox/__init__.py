@@ -1,0 +1,1 @@
+"""Prevox: pre-train medical-image networks on your own unlabelled scans."""

@@ -1,0 +1,1 @@
+"""Settings: frozen pydantic schemas, YAML in and out. Never imports torch."""

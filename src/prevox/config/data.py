@@ -1,0 +1,115 @@
+"""Settings of `catalogue` and `prepare`, and of how images are cut, normalised, augmented and split for training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from tyro.conf import Positional
+
+from prevox.config.base import Config, Fraction
+
+
+class CatalogueConfig(Config):
+    """Recognise what lies in folders of scans, print it as a table, write one row per image."""
+
+    paths: Positional[tuple[Path, ...]]
+    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw; recognised by their content."""
+    out: Path = Path("catalogue.parquet")
+    """Parquet file to write."""
+    table: Path | None = None
+    """CSV file with one row per case to join (subject, split, age ...); its case column is found by its values."""
+    group: str | None = None
+    """Column of --table that says which cases belong to one subject; splits never cut through a subject."""
+    strict: bool = False
+    """Stop at the first unreadable image instead of quarantining it in failures.csv."""
+
+
+class PrepareConfig(Config):
+    """Reorient, crop, resample and write a catalogue's images as an OME-Zarr store; a killed run goes on where it was."""
+
+    catalogue: Path
+    """Parquet file written by `prevox catalogue`."""
+    out: Path
+    """Store folder to write or to complete."""
+    spacing: Literal["none", "median"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
+    """Target voxel size: none keeps each image's own, median takes the collection's, or three numbers in mm in the
+    order z y x (S, A, R)."""
+    crop: Literal["nonzero", "none"] = "nonzero"
+    """Cut away borders that are zero in every channel."""
+    order: Literal[1, 3] = 3
+    """Spline order of image resampling. Labels are always resampled linearly, class by class."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes; 0 takes the number of cores."""
+    strict: bool = False
+    """Stop at the first case that fails instead of quarantining it in failures.csv."""
+
+
+class SplitConfig(Config):
+    """How subjects are divided; cases of one subject always stay together."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the subjects that is held out."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the division."""
+    column: str | None = None
+    """Column of the store's index that already says train, validation or test; then nothing is drawn."""
+
+
+class NormaliseConfig(Config):
+    """Intensity normalisation, applied on the device from statistics that the store keeps."""
+
+    name: Literal["zscore", "zscore_nonzero", "window", "percentile"] = "zscore"
+    """zscore and zscore_nonzero use the image's own mean and deviation; window maps --window to [0, 1] (CT, HU);
+    percentile maps the image's 0.5 and 99.5 percentiles to [0, 1]. Per channel."""
+    window: tuple[float, float] | None = None
+    """Lower and upper value of window, in the image's units."""
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> "NormaliseConfig":
+        if (self.name == "window") != (self.window is not None):
+            raise ValueError("name 'window' needs --normalise.window LOW HIGH, and the other names take none")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("window must be LOW HIGH with LOW < HIGH")
+        return self
+
+
+class AugmentConfig(Config):
+    """Augmentation of whole batches on the device; every value is a probability or a range, 0 switches it off."""
+
+    flip: Fraction = 0.0
+    """Probability of mirroring, for each axis by itself."""
+    rotate90: Fraction = 0.0
+    """Probability of a rotation by 90, 180 or 270 degrees in a random plane whose two sides are equal."""
+    affine: Fraction = 0.0
+    """Probability of a rotation and scaling by trilinear resampling."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest rotation about each axis, in degrees (2D: in the plane)."""
+    scaling: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.85, 1.2)
+    """Range of the isotropic scale factor; above 1 enlarges."""
+    intensity_scale: Fraction = 0.0
+    """Probability of multiplying intensities by 1 + u, u uniform within ±0.1."""
+    intensity_shift: Fraction = 0.0
+    """Probability of adding u standard deviations of the view, u uniform within ±0.1."""
+    noise: Fraction = 0.0
+    """Probability of Gaussian noise with a deviation of up to 0.1 standard deviations of the view."""
+    gamma: Fraction = 0.0
+    """Probability of a gamma curve, exponent log-uniform within 0.7 to 1.5, range and sign kept."""
+
+
+class ViewsConfig(Config):
+    """What is cut from each image."""
+
+    size: tuple[Annotated[int, Field(ge=1)], ...] = (96, 96, 96)
+    """Voxels of a view, in the order z y x; two numbers cut a slice (y x) for 2D networks."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """Views cut from each image of a batch."""
+    foreground: Fraction = 0.0
+    """Probability that a view is centred on a labelled voxel (class drawn first); fine-tuning only."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation on the device."""
+
+    @model_validator(mode="after")
+    def _two_or_three(self) -> "ViewsConfig":
+        if len(self.size) not in (2, 3):
+            raise ValueError("size takes two numbers (y x) or three (z y x)")
+        return self

@@ -1,0 +1,178 @@
+"""Settings of the verbs that make and use runs: pretrain, finetune, predict, evaluate, report."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model, model_validator
+
+from prevox.config.base import Config
+from prevox.config.data import NormaliseConfig, SplitConfig, ViewsConfig
+from prevox.config.models import UNETRConfig, ViTConfig
+from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
+
+
+class RunConfig(Config):
+    """What pre-training and fine-tuning share."""
+
+    store: Path
+    """Store written by `prevox prepare`."""
+    out: Path
+    """Run folder to write."""
+    recipe: str | None = None
+    """A shipped recipe (`prevox list`) or a YAML file; flags on the command line win over it."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out (start anew if there is none)."""
+    dry_run: bool = False
+    """Measure memory and time per step on the real data, print the estimate for the whole run, and stop."""
+    split: SplitConfig = SplitConfig()
+    """Which subjects are held out."""
+    views: ViewsConfig = ViewsConfig()
+    """What is cut from each image."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    train: TrainConfig = TrainConfig()
+    """Length, batch, precision, logging, checkpoints."""
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "RunConfig":
+        if self.train.steps is None and self.train.epochs is None:
+            raise ValueError("the run has no length: give --train.steps or --train.epochs, or a recipe")
+        return self
+
+
+class PretrainConfig(RunConfig):
+    """Pre-train an encoder on unlabelled images."""
+
+    use: Literal["train", "all"] = "train"
+    """Images to learn from: the training subjects of the split, or every image of the store."""
+    normalise: NormaliseConfig = NormaliseConfig()
+    """Intensity normalisation."""
+    method: Config
+    """The pre-training method and its settings."""
+    model: Config
+    """The backbone and its settings."""
+
+
+@cache
+def pretrain_schema(method: str = "mae", model: str = "vit") -> type[PretrainConfig]:
+    """The schema of `pretrain` with the settings of one method and one backbone in it.
+
+    Raises:
+        ConfigError: If either is not registered.
+    """
+    from prevox.methods.registry import method_entry, resolve
+    from prevox.models.registry import model_entry
+
+    method_config = resolve(method_entry(method).config)
+    model_config = resolve(model_entry(model).config)
+    fields: dict[str, Any] = {
+        "method": (method_config, Field(default=method_config(), description=method_config.__doc__)),
+        "model": (model_config, Field(default=model_config(), description=model_config.__doc__)),
+    }
+    return create_model("PretrainConfig", __base__=PretrainConfig, __doc__=PretrainConfig.__doc__, **fields)
+
+
+class LossConfig(Config):
+    """Soft Dice plus cross-entropy, both over labelled voxels only."""
+
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the Dice term (squared denominator, smoothing 1e-6, background excluded)."""
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy term (binary, per region, where --regions is given)."""
+
+
+class FinetuneConfig(RunConfig):
+    """Fine-tune for segmentation, from a pre-training run or from scratch."""
+
+    pretrained: Path | None = None
+    """Pre-training run (or one checkpoint folder of it) to take the encoder from; none trains from scratch."""
+    scratch: bool = False
+    """Take only architecture and normalisation of --pretrained, not its weights: the other arm of a fair comparison."""
+    labels: Annotated[int, Field(ge=1)] | None = None
+    """Train on this many labelled subjects (nested for a seed: the first n of one random order); none takes all."""
+    label_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order from which --labels takes its subjects."""
+    regions: dict[str, tuple[int, ...]] | None = None
+    """Overlapping regions instead of exclusive classes, outermost first: WT: [1, 2, 3], TC: [2, 3], ET: [3]."""
+    freeze_encoder: bool = False
+    """Train the decoder only."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Learning rate of encoder block i of n is multiplied by this to the power n + 1 - i; the decoder's by 1."""
+    encoder: ViTConfig | None = None
+    """Encoder for training from scratch; with --pretrained it is the run's own."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest drop-path rate of the encoder in fine-tuning."""
+    decoder: UNETRConfig = UNETRConfig()
+    """Segmentation decoder."""
+    normalise: NormaliseConfig | None = None
+    """Intensity normalisation; none takes the pre-training run's (z-score from scratch)."""
+    loss: LossConfig = LossConfig()
+    """Segmentation loss."""
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> "FinetuneConfig":
+        if self.pretrained is None and self.encoder is None:
+            raise ValueError(
+                "give --pretrained RUN, or an encoder to train from scratch (--encoder.size B, or a recipe)"
+            )
+        if self.pretrained is not None and self.encoder is not None:
+            raise ValueError(
+                "give --pretrained or --encoder, not both; with --pretrained the encoder is the run's own"
+            )
+        if self.scratch and self.pretrained is None:
+            raise ValueError(
+                "--scratch needs --pretrained, whose architecture it takes; without it, training is from scratch anyway"
+            )
+        return self
+
+
+class PredictConfig(Config):
+    """Segment images with a fine-tuned run; masks lie on the input's own grid."""
+
+    run: Path
+    """Fine-tuning run (or one checkpoint folder of it)."""
+    images: Path
+    """Catalogue (parquet), store, folder of scans, or one file."""
+    out: Path | None = None
+    """Folder for the masks; none takes RUN/predictions."""
+    split: Literal["all", "train", "validation"] = "all"
+    """Only the images that the run trained on or held out (by id, from its split.json)."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share by which neighbouring windows overlap."""
+    batch: Annotated[int, Field(ge=1)] = 4
+    """Windows per forward pass."""
+    probabilities: bool = False
+    """Also write class probabilities (float32, one channel per class)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+
+
+class EvaluateConfig(Config):
+    """Score predictions against references: Dice, HD95 and NSD per case and class, with intervals over subjects."""
+
+    predictions: Path
+    """Folder of masks, or a fine-tuning run (its predictions are scored into RUN/evaluation)."""
+    references: Path
+    """Catalogue (parquet) with labels, or a folder of masks with the same names."""
+    out: Path | None = None
+    """Folder for scores and summary; none takes evaluation/ beside the predictions."""
+    regions: dict[str, tuple[int, ...]] | None = None
+    """Named sets of label values to score; none takes the run's regions or classes, else every label value found."""
+    tolerance: Annotated[float, Field(ge=0)] = 1.0
+    """Tolerance of NSD in mm."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes; 0 takes the number of cores."""
+
+
+class ReportConfig(Config):
+    """Write runs with their evaluations as one self-contained HTML file."""
+
+    runs: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """Run folders."""
+    out: Path | None = None
+    """HTML file; none takes report.html in the first run."""
+    title: str | None = None
+    """Heading; none takes the names of the runs."""
