@@ -119,9 +119,7 @@ class FinetuneConfig(RunConfig):
                 "give --pretrained RUN, or an encoder to train from scratch (--encoder.size B, or a recipe)"
             )
         if self.pretrained is not None and self.encoder is not None:
-            raise ValueError(
-                "give --pretrained or --encoder, not both; with --pretrained the encoder is the run's own"
-            )
+            raise ValueError("give --pretrained or --encoder, not both; with --pretrained the encoder is the run's own")
         if self.scratch and self.pretrained is None:
             raise ValueError(
                 "--scratch needs --pretrained, whose architecture it takes; without it, training is from scratch anyway"

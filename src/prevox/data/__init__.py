@@ -1,0 +1,1 @@
+"""From files to batches: readers, layouts, catalogue, store, sampler, loader."""

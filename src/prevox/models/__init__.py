@@ -1,0 +1,1 @@
+"""Networks, and the transfer of weights between them."""

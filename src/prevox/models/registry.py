@@ -15,9 +15,7 @@ class ModelEntry(NamedTuple):
 
 
 MODELS: dict[str, ModelEntry] = {
-    "vit": ModelEntry(
-        "prevox.config.models:ViTConfig", "prevox.models.vit:ViT", "vision transformer, 3D or 2D"
-    ),
+    "vit": ModelEntry("prevox.config.models:ViTConfig", "prevox.models.vit:ViT", "vision transformer, 3D or 2D"),
 }
 
 

@@ -1,0 +1,1 @@
+"""The engine: loop, optimiser, schedule, checkpoints, tracking."""

@@ -1,0 +1,1 @@
+"""Batch transforms on the device; parameters are drawn first, applied after."""

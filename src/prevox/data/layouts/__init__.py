@@ -1,0 +1,1 @@
+"""Recognise how a folder of scans is organised."""

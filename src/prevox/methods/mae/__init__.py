@@ -1,0 +1,1 @@
+"""Masked autoencoder (SelfMedMAE; MAE3D by settings)."""
