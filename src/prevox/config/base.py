@@ -51,8 +51,11 @@ def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str
             lines.append(f"{source}: unknown key '{key}'. {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: '{key}' is required and was not given.")
+        elif isinstance(problem["input"], Mapping | BaseModel):  # a rule between keys: the message says which
+            lines.append(f"{source}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}.")
         else:
-            lines.append(f"{source}: '{key}' is {problem['input']!r}. {problem['msg']}.")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: '{key}' is {problem['input']!r}. {message}.")
     return "\n".join(lines)
 
 
@@ -119,3 +122,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merge(result[key], value) if both else value
     return result
+
+
+def over_recipe(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over a recipe: they win, and a length in steps replaces one in epochs and the other way round."""
+    train = settings.get("train") or {}
+    other = {"steps": "epochs", "epochs": "steps"}
+    dropped = {other[key] for key in other if train.get(key) is not None}
+    kept = {key: value for key, value in (recipe.get("train") or {}).items() if key not in dropped}
+    return merge({**recipe, "train": kept}, {key: value for key, value in settings.items() if value is not None})

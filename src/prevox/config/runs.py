@@ -4,12 +4,25 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from prevox.config.base import Config
 from prevox.config.data import NormaliseConfig, SplitConfig, ViewsConfig
 from prevox.config.models import UNETRConfig, ViTConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
+
+
+def _regions_from_words(value: Any) -> Any:
+    """Accept WT=1,2,3 TC=2,3 (the command line's form) beside a mapping."""
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(word).partition("=") for word in value]
+    if not all(equals and name and numbers for name, equals, numbers in pairs):
+        raise ValueError("write regions as NAME=1,2,3")
+    return {name: numbers.split(",") for name, _, numbers in pairs}
+
+
+Regions = Annotated[dict[str, tuple[int, ...]], BeforeValidator(_regions_from_words)]
 
 
 class RunConfig(Config):
@@ -95,8 +108,8 @@ class FinetuneConfig(RunConfig):
     """Train on this many labelled subjects (nested for a seed: the first n of one random order); none takes all."""
     label_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the order from which --labels takes its subjects."""
-    regions: dict[str, tuple[int, ...]] | None = None
-    """Overlapping regions instead of exclusive classes, outermost first: WT: [1, 2, 3], TC: [2, 3], ET: [3]."""
+    regions: Regions | None = None
+    """Overlapping regions instead of exclusive classes, outermost first: WT=1,2,3 TC=2,3 ET=3."""
     freeze_encoder: bool = False
     """Train the decoder only."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
@@ -157,7 +170,7 @@ class EvaluateConfig(Config):
     """Catalogue (parquet) with labels, or a folder of masks with the same names."""
     out: Path | None = None
     """Folder for scores and summary; none takes evaluation/ beside the predictions."""
-    regions: dict[str, tuple[int, ...]] | None = None
+    regions: Regions | None = None
     """Named sets of label values to score; none takes the run's regions or classes, else every label value found."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Tolerance of NSD in mm."""

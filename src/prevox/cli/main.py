@@ -1,0 +1,147 @@
+"""`prevox VERB ...`: the table of verbs and their dispatch. Nothing heavy is imported before a verb is chosen."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from prevox.errors import PrevoxError
+
+
+class Verb(NamedTuple):
+    """Where a verb's settings and its function live, as `module:name`."""
+
+    schema: str
+    function: str
+    does: str
+
+
+VERBS: dict[str, Verb] = {
+    "catalogue": Verb(
+        "prevox.config.data:CatalogueConfig",
+        "prevox.data.catalogue:catalogue",
+        "recognise folders of scans; write one row per image",
+    ),
+    "prepare": Verb(
+        "prevox.config.data:PrepareConfig",
+        "prevox.data.prepare:prepare",
+        "reorient, crop, resample; write an OME-Zarr store",
+    ),
+    "pretrain": Verb(
+        "prevox.config.runs:pretrain_schema",
+        "prevox.verbs.pretrain:pretrain",
+        "pre-train an encoder on unlabelled images",
+    ),
+    "finetune": Verb(
+        "prevox.config.runs:FinetuneConfig",
+        "prevox.verbs.finetune:finetune",
+        "fine-tune for segmentation, pre-trained or from scratch",
+    ),
+    "predict": Verb(
+        "prevox.config.runs:PredictConfig",
+        "prevox.inference.predict:predict",
+        "segment images; masks on the input's own grid",
+    ),
+    "evaluate": Verb(
+        "prevox.config.runs:EvaluateConfig",
+        "prevox.evaluation.evaluate:evaluate",
+        "Dice, HD95 and NSD per case and class, with intervals",
+    ),
+    "report": Verb(
+        "prevox.config.runs:ReportConfig",
+        "prevox.reporting.html:report",
+        "runs and evaluations as one HTML file",
+    ),
+    "demo": Verb("prevox.config.tools:DemoConfig", "prevox.verbs.demo:demo", "the whole chain on generated phantoms"),
+    "list": Verb("prevox.config.tools:ListConfig", "prevox.verbs.tools:list_all", "methods, models, recipes, layouts"),
+    "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.tools:doctor", "is this machine fit"),
+}
+WITH_RECIPE = ("pretrain", "finetune")
+
+
+def load(path: str) -> Any:
+    """Import what `module:name` points to."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def usage() -> str:
+    """The text of `prevox --help`."""
+    verbs = "\n".join(f"  {name:<10} {verb.does}" for name, verb in VERBS.items())
+    return (
+        "usage: prevox VERB [OPTIONS]\n\n"
+        "Pre-train medical-image networks on your own unlabelled scans, fine-tune them, and measure what it bought.\n\n"
+        f"verbs, in the order of the work:\n{verbs}\n\n"
+        "  prevox VERB --help   all options of a verb\n"
+        "  prevox --version     the version\n"
+    )
+
+
+def schema_of(verb: str, settings: Mapping[str, Any]) -> Any:
+    """The schema of a verb; pre-training's depends on the names of method and model in the settings."""
+    schema = load(VERBS[verb].schema)
+    if verb != "pretrain":
+        return schema
+    names = {part: (settings.get(part) or {}).get("name") for part in ("method", "model")}
+    return schema(**{part: name for part, name in names.items() if name})
+
+
+def run(verb: str, settings: Mapping[str, Any]) -> Any:
+    """Run a verb with plain settings, the recipe's (if any) underneath; what `prevox.VERB(...)` calls.
+
+    Raises:
+        PrevoxError: If settings, input or environment are at fault.
+    """
+    from prevox.config.base import load_recipe, over_recipe
+
+    merged = dict(settings)
+    if verb in WITH_RECIPE and merged.get("recipe"):
+        merged = over_recipe(load_recipe(verb, str(merged["recipe"])), merged)
+    config = schema_of(verb, merged).parse(merged, source="settings")
+    return load(VERBS[verb].function)(config)
+
+
+def settings_from(verb: str, args: list[str]) -> dict[str, Any]:
+    """Read a verb's settings from the command line; the recipe named there gives the defaults shown in --help."""
+    from prevox.cli.parse import parse, peek
+    from prevox.config.base import load_recipe, over_recipe
+
+    given: dict[str, Any] = {}
+    for part in ("method", "model"):
+        if verb == "pretrain" and (name := peek(args, f"{part}.name")) is not None:
+            given[part] = {"name": name}
+    recipe = peek(args, "recipe") if verb in WITH_RECIPE else None
+    defaults = over_recipe(load_recipe(verb, recipe), given) if recipe else given
+    length = {key for key in ("steps", "epochs") if peek(args, f"train.{key}") is not None}
+    if length and "train" in defaults:  # a length given here replaces the recipe's, whatever its unit
+        defaults["train"] = {key: value for key, value in defaults["train"].items() if key not in ("steps", "epochs")}
+    return parse(schema_of(verb, defaults), args, defaults, program=f"prevox {verb}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `prevox`; exits with 0, 1 (finished, but some cases failed) or 2 (could not run)."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        from prevox import __version__
+
+        sys.stdout.write(f"prevox {__version__}\n")
+        sys.exit(0)
+    if args[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], VERBS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        sys.stderr.write(f"prevox: no verb '{args[0]}'.{hint} Verbs: {', '.join(VERBS)}.\n")
+        sys.exit(2)
+    try:
+        result = run(args[0], settings_from(args[0], args[1:]))
+    except PrevoxError as error:
+        sys.stderr.write(f"prevox {args[0]}: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"prevox {args[0]}: interrupted.\n")
+        sys.exit(130)
+    sys.exit(getattr(result, "exit_code", 0))
