@@ -1,1 +1,129 @@
-"""One reader per file family behind one protocol."""
+"""One reader per file family behind one protocol: `read_image`, `read_header`, `write_mask`, `write_image`.
+
+Each family is a module with `read_header(path)`, `read_image(path)` and `write_image(path, array, like)`; module and
+library are imported when one of their files is met.
+"""
+
+import os
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from prevox.data.readers.base import Header, Image
+from prevox.errors import DataError
+
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "Image",
+    "read_header",
+    "read_image",
+    "stem_of",
+    "suffix_of",
+    "write_image",
+    "write_mask",
+]
+
+_MODULES = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".nrrd": "sitk",
+    ".nhdr": "sitk",
+    ".mha": "sitk",
+    ".mhd": "sitk",
+}
+SUFFIXES = tuple(_MODULES)
+_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")  # one file each, so that a write can be atomic
+
+
+def suffix_of(path: Path) -> str | None:
+    """The known suffix of a file name (`.nii.gz` counts as one), or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+def stem_of(path: Path) -> str:
+    """The file name without its known suffix."""
+    return path.name[: -len(suffix_of(path) or "")] or path.name
+
+
+def read_header(path: Path) -> Header:
+    """Read geometry only; no voxel is loaded.
+
+    Raises:
+        DataError: If the file is missing, empty, unreadable, of an unknown kind, or has a geometry or voxel type that
+            no volume of real numbers has.
+    """
+    header: Header = _reader(path).read_header(path)
+    return header
+
+
+def read_image(path: Path) -> Image:
+    """Read voxels (C, I, J, K), in the file's own axis order, and the header.
+
+    Integers stay integers where the file scales them by the identity; otherwise voxels are float32, or float64 where
+    the file holds float64.
+
+    Raises:
+        DataError: As `read_header`, and for truncated or corrupt voxel data.
+    """
+    image: Image = _reader(path).read_image(path)
+    return image
+
+
+def write_mask(path: Path, array_IJK: np.ndarray, like: Header) -> None:
+    """Write a label map on the grid of `like` in the smallest unsigned integer type, whole or not at all.
+
+    Args:
+        path: File to write: .nii.gz, .nii, .nrrd or .mha.
+        array_IJK: Label values in the file's own axis order, not negative.
+        like: Header of the source; shape, affine and header codes of the new file equal its.
+
+    Raises:
+        DataError: If the shape differs from the source's, or values are not whole and non-negative.
+    """
+    top = array_IJK.max(initial=0)
+    if array_IJK.dtype.kind not in "bui" or array_IJK.min(initial=0) < 0 or array_IJK.ndim != 3:
+        raise DataError(
+            path, found=f"{array_IJK.ndim}D {array_IJK.dtype} values", expected="3D whole label values from 0 upwards"
+        )
+    write_image(path, array_IJK.astype(np.min_scalar_type(int(top))), like)
+
+
+def write_image(path: Path, array: np.ndarray, like: Header) -> None:
+    """Write (I, J, K), or (K, I, J, K) for K class probabilities, on the grid of `like`; atomically.
+
+    Raises:
+        DataError: If the spatial shape differs from the source's, or the suffix of `path` cannot be written.
+    """
+    suffix = suffix_of(path)
+    if suffix not in _WRITABLE:
+        raise DataError(path, found="this file name", expected=f"one that ends in {', '.join(_WRITABLE)}")
+    if array.shape[-3:] != like.shape_ijk:
+        raise DataError(
+            path, found=f"an array of shape {array.shape[-3:]}", expected=f"the shape of {like.path}, {like.shape_ijk}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{stem_of(path)}.{os.getpid()}.tmp{suffix}")
+    try:
+        _module(suffix).write_image(temporary, array, like)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _module(suffix: str) -> ModuleType:
+    return import_module(f"prevox.data.readers.{_MODULES[suffix]}")
+
+
+def _reader(path: Path) -> ModuleType:
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise DataError(path, found="a file of unknown kind", expected=f"one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(path, found="no such file", expected="an image", remedy="Check the path.")
+    if path.stat().st_size == 0:
+        raise DataError(path, found="an empty file (0 bytes)", expected="an image", remedy="Copy or export it again.")
+    return _module(suffix)
