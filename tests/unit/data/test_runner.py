@@ -1,0 +1,78 @@
+import os
+import signal
+import time
+
+import pytest
+
+from prevox.data.runner import Failure, resolve_workers, run_cases
+from prevox.errors import DataError
+
+pytestmark = pytest.mark.unit
+
+
+def work(case):
+    if case == "raise":
+        raise KeyError("no such thing")
+    if case == "data":
+        raise DataError("scan.nii", found="NaN", expected="numbers")
+    if case == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == "unpicklable":
+        return lambda: None
+    return f"{case}!"
+
+
+def die_once(marker):
+    if not os.path.exists(marker):  # noqa: PTH110
+        open(marker, "w").close()  # noqa: PTH123
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "second try"
+
+
+def threads(_):
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_in_process_returns_results_and_failures_in_order():
+    outcomes = list(run_cases(work, ["a", "raise", "data", "b"], 1, str))
+    assert [case for case, _ in outcomes] == ["a", "raise", "data", "b"]
+    assert outcomes[0][1] == "a!"
+    assert outcomes[3][1] == "b!"
+    assert outcomes[1][1].reason == "KeyError: 'no such thing'"
+    assert outcomes[1][1].kind == "KeyError"
+    assert "in work" in outcomes[1][1].traceback
+    assert outcomes[2][1].reason == "scan.nii: found NaN; expected numbers."
+
+
+def test_in_process_is_this_process():
+    assert next(run_cases(lambda case: os.getpid(), ["a"], 1, str))[1] == os.getpid()
+
+
+def test_dying_worker_costs_its_case_only():
+    cases = ["a", "die", "raise", "b", "unpicklable", "c"]
+    outcomes = dict(run_cases(work, cases, 2, lambda case: f"case-{case}"))
+    assert set(outcomes) == set(cases)
+    assert [outcomes[case] for case in "abc"] == ["a!", "b!", "c!"]
+    assert outcomes["raise"].reason == "KeyError: 'no such thing'"
+    assert isinstance(outcomes["unpicklable"], Failure)
+    assert "case-die" in outcomes["die"].reason
+    assert "died" in outcomes["die"].reason
+
+
+def test_case_whose_worker_died_once_is_retried(tmp_path):
+    cases = [str(tmp_path / "one"), str(tmp_path / "two")]
+    (tmp_path / "two").touch()
+    assert dict(run_cases(die_once, cases, 2, str)) == dict.fromkeys(cases, "second try")
+
+
+def test_workers_have_one_thread_each_and_parent_keeps_its_environment(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert [result for _, result in run_cases(threads, [1, 2], 2, str)] == ["1", "1"]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_no_cases_and_number_of_workers():
+    assert list(run_cases(work, [], 4, str)) == []
+    assert resolve_workers(3) == 3
+    assert resolve_workers(0) >= 1
