@@ -5,7 +5,7 @@ Every message answers four questions: where (file, case or setting), what was fo
 
 
 class PrevoxError(Exception):
-    """Base of all errors that are the input's or the environment's doing; the command line prints them without a traceback."""
+    """Base of all errors that are the input's or the environment's doing; the command line prints no traceback."""
 
 
 class ConfigError(PrevoxError, ValueError):

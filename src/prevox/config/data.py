@@ -25,7 +25,7 @@ class CatalogueConfig(Config):
 
 
 class PrepareConfig(Config):
-    """Reorient, crop, resample and write a catalogue's images as an OME-Zarr store; a killed run goes on where it was."""
+    """Reorient, crop, resample and write images as an OME-Zarr store; a killed run goes on where it was."""
 
     catalogue: Path
     """Parquet file written by `prevox catalogue`."""

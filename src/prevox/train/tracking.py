@@ -1,0 +1,118 @@
+"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, PNG files, the terminal."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from prevox.console import console
+from prevox.task import Picture
+
+TIMINGS = ("samples_per_s", "data_wait", "seconds")  # the only values that differ between two identical runs
+
+
+class Tracker:
+    """Writes one row per logged step to metrics.jsonl and TensorBoard, pictures as PNG, progress to the terminal.
+
+    Args:
+        run: Run folder.
+        steps: Steps of the whole run.
+        start: Step from which it goes on; later rows of an interrupted run are dropped.
+        label: Shown before the progress bar.
+    """
+
+    def __init__(self, run: Path, steps: int, start: int, label: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run, self.steps, self.label = run, steps, label
+        self._path = run / "metrics.jsonl"
+        self._drop_rows_after(start)
+        self._rows = self._path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._bar: Progress | None = None
+        self._bar_task: TaskID | None = None
+        self._printed = 0.0
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn(label), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self._bar_task = self._bar.add_task(label, total=steps, completed=start, note="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._rows.close()
+        self._board.close()
+
+    def row(self, step: int, values: dict[str, float]) -> None:
+        """Log one row; `step` is the number of optimiser steps done."""
+        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        self._rows.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        note = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['samples_per_s']:.2f} images/s"
+        if self._bar is not None and self._bar_task is not None:
+            self._bar.update(self._bar_task, completed=step, note=note)
+        elif perf_counter() - self._printed > 10 or step == self.steps:
+            self._printed = perf_counter()
+            wait = f"waiting for data {values['data_wait']:.0%}"
+            console.print(f"{self.label}  step {step}/{self.steps}  {note}  {wait}")
+
+    def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
+        """Write pictures to pictures/step_…/NAME.png."""
+        folder = self.run / "pictures" / f"step_{step:08d}"
+        for name, picture in pictures.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            draw(picture, folder / f"{name}.png")
+
+    def _drop_rows_after(self, step: int) -> None:
+        if self._path.is_file():
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            self._path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
+        return float("inf")
+
+
+def draw(picture: Picture, path: Path) -> None:
+    """Draw a picture's panels side by side with their titles, and its note below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(picture.panels)
+    height = max(array.shape[0] / array.shape[1] for _, array in picture.panels)
+    width = 2.2
+    figure = Figure(figsize=(width * count, width * min(height, 2) + 0.75), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (title, array) in enumerate(picture.panels, start=1):
+        axes = figure.add_subplot(1, count, number)
+        finite = array[np.isfinite(array)]
+        low, high = (float(np.percentile(finite, p)) for p in (1, 99)) if finite.size else (0.0, 1.0)
+        axes.imshow(array, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", interpolation="nearest")
+        axes.set_title(title, fontsize=7)
+        axes.set_axis_off()
+    if picture.note:
+        figure.supxlabel(picture.note, fontsize=6, wrap=True)
+    figure.savefig(path)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

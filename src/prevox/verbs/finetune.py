@@ -1,0 +1,1 @@
+"""`prevox finetune`: a store with labels, and an encoder or none, become a segmentation run."""

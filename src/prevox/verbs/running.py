@@ -1,0 +1,94 @@
+"""What pre-training and fine-tuning do around the engine: run folder, dry run, summary."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from prevox.config.runs import RunConfig
+from prevox.console import console
+from prevox.train.engine import Engine, Job
+from prevox.train.optim import count_parameters
+from prevox.train.run_folder import environment, open_run, write_json
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the run is and how it ended; `finished` is False after a stop signal and after a dry run."""
+
+    path: Path
+    finished: bool
+    seconds: float
+    estimate: dict[str, float] | None = None
+
+
+def train_run(
+    verb: str, config: RunConfig, job: Job, split: dict[str, list[str]], files: dict[str, Any] | None = None
+) -> RunResult:
+    """Train a job in its run folder, or only estimate it (--dry-run).
+
+    Args:
+        verb: pretrain or finetune.
+        config: Resolved settings; written to config.yaml.
+        job: What the engine trains.
+        split: Image ids by part; written to split.json.
+        files: Further JSON files of the run folder, by name.
+    """
+    if config.dry_run:
+        return dry_run(config, job)
+    run = open_run(config, verb)
+    write_json(run / "split.json", split)
+    write_json(run / "environment.json", environment(str(job.store.info["hash"])))
+    for name, content in (files or {}).items():
+        write_json(run / name, content)
+    engine = Engine(job)
+    subjects = job.store.index.loc[job.images, "subject"].nunique()
+    console.print(
+        f"{verb}: {len(job.images)} images of {subjects} subjects, {count_parameters(job.task) / 1e6:.1f} M parameters "
+        f"to train, {engine.steps} steps, on {engine.accelerator.device} ({config.train.precision}); run folder {run}"
+    )
+    result = engine.fit(run, label=f"{verb} {run.name}")
+    summary = {
+        "verb": verb,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "peak_mb": result.peak_mb,
+        "parameters": count_parameters(job.task),
+        "images": len(job.images),
+        "subjects": int(subjects),
+        "finished": result.finished,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_json(run / "summary.json", summary)
+    if result.finished:
+        console.print(f"{verb}: done in {result.seconds:.0f} s, {result.peak_mb:.0f} MB at most; run folder {run}")
+    else:
+        console.print(f"{verb}: stopped by a signal after step {result.steps}; the state is saved, go on with --resume")
+    return RunResult(run, result.finished, result.seconds)
+
+
+def dry_run(config: RunConfig, job: Job) -> RunResult:
+    """Measure a few real steps and print what the whole run would take; nothing is written."""
+    engine = Engine(job)
+    seconds_per_step, peak = engine.time_steps()
+    total = seconds_per_step * engine.steps
+    images_per_second = config.train.batch * config.train.accumulation * engine.world / seconds_per_step
+    table = Table(title="dry run: estimate from 6 real steps", show_header=False)
+    table.add_row("parameters to train", f"{count_parameters(job.task) / 1e6:.2f} M")
+    table.add_row("steps", f"{engine.steps}")
+    table.add_row("time per step", f"{seconds_per_step:.3f} s")
+    table.add_row("throughput", f"{images_per_second:.2f} images/s")
+    table.add_row("peak memory", f"{peak:.0f} MB on {engine.accelerator.device}")
+    table.add_row("whole run", _duration(total))
+    console.print(table)
+    estimate = {"seconds_per_step": seconds_per_step, "seconds": total, "peak_mb": peak, "steps": float(engine.steps)}
+    return RunResult(config.out, finished=False, seconds=0.0, estimate=estimate)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
