@@ -24,9 +24,7 @@ def peek(args: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def parse(
-    schema: type[BaseModel], args: Sequence[str], defaults: Mapping[str, Any], program: str
-) -> dict[str, Any]:
+def parse(schema: type[BaseModel], args: Sequence[str], defaults: Mapping[str, Any], program: str) -> dict[str, Any]:
     """Read flags; what is not given comes from `defaults`, then from the schema.
 
     Args:
