@@ -1,0 +1,236 @@
+"""The prepared store: one OME-Zarr 0.5 group per image, read as `read(image, level, box)`.
+
+    store/
+      store.json      schema, settings of `prepare`, class names, hash
+      index.parquet   one row per image
+      failures.csv    images that could not be prepared, with the reason
+      images/<image>.zarr/
+        0, 1, ...                 (C, Z, Y, X) int16, one shard file per pyramid level
+        labels/reference/0, ...   (Z, Y, X) smallest unsigned integer
+        foreground.npy            (n, 4) int32: class value, z, y, x of sample voxels
+
+Voxel = stored * slope + intercept. OME-Zarr 0.5 knows scale and translation only, so the full affine stands in the
+group's own attribute "prevox". Groups are written by `prevox.data.group`.
+"""
+
+import difflib
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorstore as ts
+
+from prevox.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+_CACHE_BYTES = 256 << 20  # decoded chunks and shard indices, shared by all images
+_OPEN_ARRAYS = 4096  # handles kept; each is small, but a store may hold 100 000 images
+
+Box = tuple[tuple[int, int], ...]
+
+
+class Store:
+    """A prepared store, opened for reading. Reads are asynchronous: many may be in flight, none needs a process.
+
+    Args:
+        path: Folder written by `prevox prepare`.
+
+    Attributes:
+        index: One row per image, indexed by image id.
+        info: Contents of store.json.
+
+    Raises:
+        DataError: If the folder is not a store, was written by a newer Prevox, or lacks images that its index names.
+    """
+
+    def __init__(self, path: Path | str):
+        import pandas as pd
+
+        self.path = Path(path)
+        self.info: dict[str, Any] = read_info(self.path)
+        index_file = self.path / "index.parquet"
+        if not index_file.is_file():
+            raise DataError(
+                self.path,
+                found="a store without index.parquet",
+                expected="a finished store",
+                remedy="`prevox prepare` was interrupted: run it again, it goes on where it was.",
+            )
+        self.index: pd.DataFrame = pd.read_parquet(index_file).set_index("image")
+        self._check_images()
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._array = functools.lru_cache(_OPEN_ARRAYS)(self._open)
+        self._levels: dict[str, list[tuple[int, int, int]]] = {}
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:  # handles stay behind; the other process opens its own
+        return Store, (self.path,)
+
+    def read(self, image: str, level: int, box: Box) -> "ts.Future[np.ndarray]":
+        """Start reading a box.
+
+        Args:
+            image: Image id.
+            level: Pyramid level, 0 is the finest.
+            box: (start, stop) along z, y, x in the level's own voxels; must lie inside the level.
+
+        Returns:
+            A future; `.result()` is the int16 (C, z, y, x) array.
+
+        Raises:
+            DataError: If there is no such image or level.
+        """
+        z, y, x = (slice(start, stop) for start, stop in box)
+        return self._array(image, str(level))[:, z, y, x].read()
+
+    def read_label(self, image: str, level: int, box: Box) -> "ts.Future[np.ndarray]":
+        """Start reading a box of the reference labels, as `read`; the array is unsigned (z, y, x).
+
+        Raises:
+            DataError: If there is no such image or level, or the image has no labels.
+        """
+        z, y, x = (slice(start, stop) for start, stop in box)
+        return self._array(image, f"labels/reference/{level}")[z, y, x].read()
+
+    def shape(self, image: str, level: int = 0) -> tuple[int, int, int]:
+        """Voxels of a level along z, y, x."""
+        _, z, y, x = self._array(image, str(level)).shape
+        return z, y, x
+
+    def foreground(self, image: str) -> np.ndarray:
+        """Sample voxels of each class for foreground oversampling.
+
+        Returns:
+            (n, 4) int32 rows (class value, z, y, x) on the finest level; no rows where there is no label.
+
+        Raises:
+            DataError: If there is no such image.
+        """
+        self.row(image)
+        file = image_folder(self.path, image) / "foreground.npy"
+        return np.load(file, allow_pickle=False) if file.is_file() else np.zeros((0, 4), np.int32)
+
+    def row(self, image: str) -> "pd.Series[Any]":
+        """The image's row of the index.
+
+        Raises:
+            DataError: If there is no such image; the nearest name is given.
+        """
+        if image not in self.index.index:
+            near = difflib.get_close_matches(str(image), list(self.index.index), n=1, cutoff=0.0)
+            raise DataError(
+                self.path,
+                found=f"no image '{image}'",
+                expected=f"one of the store's {len(self.index)} images",
+                remedy=f"The nearest name is '{near[0]}'." if near else "The store is empty.",
+            )
+        row: pd.Series[Any] = self.index.loc[image]  # type: ignore[assignment]  # ids are unique
+        return row
+
+    def has_label(self, image: str) -> bool:
+        """Whether the image has a reference label map.
+
+        Raises:
+            DataError: If there is no such image.
+        """
+        return self.row(image)["label_values"] is not None
+
+    def slope_intercept(self, image: str) -> tuple[float, float]:
+        """Voxel = stored * slope + intercept, for every channel of the image."""
+        row = self.row(image)
+        return float(row["slope"]), float(row["intercept"])
+
+    def statistics(self, image: str) -> list[dict[str, float]]:
+        """Intensity statistics of each channel over the finest level, in the image's units."""
+        statistics: list[dict[str, float]] = json.loads(self.row(image)["statistics"])
+        return statistics
+
+    def levels(self, image: str) -> list[tuple[int, int, int]]:
+        """Cumulative downsampling factors (z, y, x) of each level, (1, 1, 1) first."""
+        if image not in self._levels:
+            found = [tuple(level["factors"]) for level in json.loads(self.row(image)["levels"])]
+            self._levels[image] = [(int(z), int(y), int(x)) for z, y, x in found]
+        return self._levels[image]
+
+    def level_for(self, image: str, source_size: tuple[int, ...], target_size: tuple[int, ...]) -> int:
+        """The coarsest level from which a view can be cut without losing samples.
+
+        Args:
+            image: Image id.
+            source_size: Voxels of the finest level that the view covers, along z, y, x.
+            target_size: Samples that the view will have.
+
+        Returns:
+            The last level that still has target_size samples or more within the view on every axis; 0 if none has.
+        """
+        best = 0
+        for level, factors in enumerate(self.levels(image)):
+            if all(size >= target * f for size, target, f in zip(source_size, target_size, factors, strict=True)):
+                best = level
+        return best
+
+    def _open(self, image: str, array: str) -> "ts.TensorStore":
+        self.row(image)
+        folder = image_folder(self.path, image) / array
+        if not (folder / "zarr.json").is_file():
+            label = array.startswith("labels/")
+            raise DataError(
+                image_folder(self.path, image),
+                found=f"no array '{array}'",
+                expected=f"{'labels' if label else 'voxels'} with {len(self.levels(image))} levels",
+                remedy="The image was prepared without a label."
+                if label
+                else "Remove the folder and run `prevox prepare`.",
+            )
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
+        # nobody writes to a group once it has its name, so what was read once need not be checked again
+        return ts.open(
+            {**spec, "recheck_cached_metadata": False, "recheck_cached_data": False}, read=True, context=self._context
+        ).result()
+
+    def _check_images(self) -> None:
+        folder = self.path / "images"
+        present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        missing = [image for image in self.index.index if image_folder(self.path, image).name not in present]
+        if missing:
+            raise DataError(
+                self.path,
+                found=f"no folder for {len(missing)} of {len(self.index)} images ({', '.join(missing[:3])} ...)",
+                expected="every image that index.parquet names",
+                remedy="Run `prevox prepare` again: it writes what is missing.",
+            )
+
+
+def image_folder(store: Path, image: str) -> Path:
+    """Folder of an image's group."""
+    return store / "images" / f"{image}.zarr"
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Read store.json.
+
+    Raises:
+        DataError: If the folder is not a store or was written by a newer Prevox.
+    """
+    remedy = "Give the folder that `prevox prepare --out` wrote."
+    if not path.is_dir():
+        raise DataError(path, found="no such folder", expected="a store", remedy=remedy)
+    try:
+        info = json.loads((path / "store.json").read_text())
+        schema = int(info["schema"])
+    except FileNotFoundError:
+        raise DataError(path, found="a folder without store.json", expected="a store", remedy=remedy) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(path / "store.json", found=f"{error}", expected="the JSON of a store", remedy=remedy) from None
+    if schema > SCHEMA:
+        raise DataError(
+            path,
+            found=f"a store of schema {schema}",
+            expected=f"schema {SCHEMA} or older",
+            remedy="It was written by a newer Prevox: update this one, or prepare the images again.",
+        )
+    return dict(info)
