@@ -84,8 +84,7 @@ def labelled_subset(index: pd.DataFrame, images: Sequence[str], labels: int, see
 
 
 def _ids(index: pd.DataFrame) -> np.ndarray:
-    ids = index["image"] if "image" in index else index.index
-    return ids.to_numpy()
+    return np.asarray(index.get("image", index.index))
 
 
 def _read_column(index: pd.DataFrame, column: str) -> dict[str, str]:

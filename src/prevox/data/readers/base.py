@@ -35,12 +35,6 @@ class Header:
     dtype: str = "float32"
     flags: tuple[str, ...] = ()
 
-    @property
-    def spacing_ijk(self) -> tuple[float, float, float]:
-        """Distance in mm between voxel centres along i, j, k."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return i, j, k
-
 
 @dataclass(eq=False)
 class Image:

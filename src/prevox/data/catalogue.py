@@ -1,0 +1,277 @@
+"""`prevox catalogue`: recognise what lies in folders of scans, look at every image once, write one row per image.
+
+A scan that cannot be used is named with its reason in `failures.csv` beside the Parquet file and costs only itself.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+from prevox.config.data import CatalogueConfig
+from prevox.console import console
+from prevox.data.catalogue_table import print_catalogue, print_hint
+from prevox.data.geometry import orientation_of, spacing_of
+from prevox.data.join import join_table
+from prevox.data.layouts import Entry, recognise
+from prevox.data.quality import check_same_grid, flags_of, label_values_of, statistics_of
+from prevox.data.readers import Image, read_image, suffix_of
+from prevox.errors import ConfigError, DataError
+
+SCHEMA = 1
+_DETACHED = (".mhd", ".nhdr")  # text files beside their voxels
+
+
+@dataclass(frozen=True)
+class CatalogueResult:
+    """What `catalogue` leaves behind.
+
+    Args:
+        path: The Parquet file.
+        table: Its rows.
+        failures: Image id and reason of each image that was left out.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    failures: list[tuple[str, str]]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an image was left out, else 0."""
+        return int(bool(self.failures))
+
+
+def catalogue(config: CatalogueConfig) -> CatalogueResult:
+    """Recognise, read, check and list the images of `config.paths`.
+
+    Raises:
+        DataError: If a path holds no image, ids clash, the table does not fit, or no image can be used; with
+            `strict`, for the first image that cannot be used.
+        ConfigError: If a group is asked for without a table.
+    """
+    if config.group is not None and config.table is None:
+        raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
+    cases = [entry for path in config.paths for entry in recognise(path)]
+    entries = _unique_ids(cases)
+    rows, failures = _read_all(entries, config.strict)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    _write_failures(config.out.with_name("failures.csv"), failures)
+    if not rows:
+        image, reason = failures[0]
+        raise DataError(
+            config.paths[0],
+            found=f"{len(failures)} images of which none can be used (the first, {image}: {reason})",
+            expected="at least one usable image",
+            remedy=f"All reasons are in {config.out.with_name('failures.csv')}.",
+        )
+    table = pd.DataFrame(list(rows.values()), index=list(rows))
+    _flag_copies(table)
+    table = table.drop(columns=["image_hash", "label_hash"])
+    if config.table is not None:
+        table = join_table(table, [cases[position].image for position in rows], config.table, config.group)
+    table = table.reset_index(drop=True)
+    _write_parquet(table, config.out)
+    print_catalogue(table, failures, config.out)
+    if config.table is None:
+        used = [cases[position] for position in rows]
+        for root in sorted({entry.root for entry in used}):
+            print_hint(root, [entry.image for entry in used if entry.root == root])
+    return CatalogueResult(config.out, table, failures)
+
+
+def read_catalogue(path: Path) -> pd.DataFrame:
+    """Read a catalogue; lists are lists, absent values None.
+
+    Raises:
+        DataError: If the file is missing or was not written by `prevox catalogue`.
+    """
+    remedy = "Write one with `prevox catalogue FOLDER`."
+    if not path.is_file():
+        raise DataError(path, found="no such file", expected="a catalogue (parquet)", remedy=remedy)
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DataError(path, found=f"no Parquet ({error})", expected="a catalogue", remedy=remedy) from None
+    schema = table.attrs.get("prevox_catalogue")
+    if schema != SCHEMA:
+        found = "a Parquet file of another origin" if schema is None else f"a catalogue of schema {schema}"
+        raise DataError(path, found=found, expected=f"a catalogue of schema {SCHEMA}", remedy=remedy)
+    for name in ("paths", "affine", "flags", "label_values"):
+        table[name] = pd.Series([None if x is None else x.tolist() for x in table[name]], table.index, dtype=object)
+    for name in ("label_path", "class_names", "modality", "session"):
+        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    return table
+
+
+def _unique_ids(entries: Sequence[Entry]) -> list[Entry]:
+    """Make ids unique over collections: where there are several, subjects get their name, and images if they clash.
+
+    Raises:
+        DataError: If two folders share a collection's name, or ids clash still.
+    """
+    roots: dict[str, Path] = {}
+    for entry in entries:
+        root = roots.setdefault(entry.collection, entry.root)
+        if root != entry.root:
+            raise DataError(
+                entry.root,
+                found=f"a collection named '{entry.collection}', as in {root}",
+                expected="a name of its own for each collection",
+                remedy="Rename the folder, or `name` in its dataset.json; give no folder twice.",
+            )
+    if len({(entry.root, entry.image) for entry in entries}) < len(entries):
+        twice = next(e for n, e in enumerate(entries) if any(e.paths == other.paths for other in entries[:n]))
+        raise DataError(twice.paths[0], found="this file twice", expected="each path once")
+    if len(roots) == 1:
+        return list(entries)
+    clash = len({entry.image for entry in entries}) < len(entries)
+    return [
+        replace(
+            entry,
+            image=f"{_slug(entry.collection)}_{entry.image}" if clash else entry.image,
+            subject=f"{entry.collection}/{entry.subject}",
+        )
+        for entry in entries
+    ]
+
+
+def _slug(name: str) -> str:
+    """A collection's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+
+
+def _read_all(entries: Sequence[Entry], strict: bool) -> tuple[dict[int, dict[str, Any]], list[tuple[str, str]]]:
+    """Rows by position of their entry, and failures."""
+    rows: dict[int, dict[str, Any]] = {}
+    failures: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(_row_or_reason, entries)
+        shown = track(
+            results, "reading", len(entries), console=console, transient=True, disable=not console.is_terminal
+        )
+        for position, (entry, result) in enumerate(zip(entries, shown, strict=True)):
+            if isinstance(result, dict):
+                rows[position] = result
+            elif strict:
+                pool.shutdown(cancel_futures=True)
+                raise result
+            else:
+                failures.append((entry.image, str(result)))
+    return rows, failures
+
+
+def _row_or_reason(entry: Entry) -> dict[str, Any] | Exception:
+    try:
+        return _row(entry)
+    except (DataError, OSError, MemoryError) as error:
+        return error
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """Read one image with its label and describe it."""
+    if entry.problem is not None:
+        raise entry.problem
+    images = [read_image(path) for path in entry.paths]
+    header = images[0].header
+    for other in images[1:]:
+        check_same_grid(header, other.header, "a channel")
+    array = images[0].array_CIJK if len(images) == 1 else np.concatenate([image.array_CIJK for image in images])
+    statistics = statistics_of(array)
+    if np.isnan(statistics.mean):
+        raise DataError(entry.paths[0], found="no finite voxel", expected="numbers", remedy="Export it again.")
+    flags = flags_of(header, statistics)
+    label_values, label_hash = None, ""
+    if entry.label is None:
+        flags.append("no_label")
+    else:
+        label = read_image(entry.label)
+        check_same_grid(header, label.header, "a label map")
+        label_values = label_values_of(label, entry.class_names)
+        label_hash = _digest(label)
+        if not label_values:
+            flags.append("empty_label")
+    image_hash = hashlib.sha256("".join(_digest(image) for image in images).encode()).hexdigest()
+    identity = {
+        "image": entry.image,
+        "collection": entry.collection,
+        "dataset": entry.dataset,
+        "subject": entry.subject,
+        "session": None,
+        "paths": [path.relative_to(entry.root).as_posix() for path in entry.paths],
+        "label_path": entry.label.relative_to(entry.root).as_posix() if entry.label else None,
+        "root": str(entry.root),
+        "modality": entry.modality,
+    }
+    contents = {
+        "dtype": array.dtype.name,
+        "minimum": statistics.minimum,
+        "maximum": statistics.maximum,
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "label_values": label_values,
+        "class_names": json.dumps(entry.class_names) if entry.class_names is not None else None,
+        "flags": flags,
+        "hash": hashlib.sha256((image_hash + label_hash).encode()).hexdigest(),
+        "layout": entry.layout,
+        "image_hash": image_hash,
+        "label_hash": label_hash,
+    }
+    return identity | _geometry(images[0], array.shape[0]) | contents
+
+
+def _geometry(image: Image, channels: int) -> dict[str, Any]:
+    header = image.header
+    shape = {f"shape_{axis}": size for axis, size in zip("ijk", header.shape_ijk, strict=True)}
+    spacing = {f"spacing_{axis}": size for axis, size in zip("ijk", spacing_of(header.affine), strict=True)}
+    place = {"orientation": orientation_of(header.affine), "affine": header.affine.ravel().tolist()}
+    return {"channels": channels} | shape | spacing | place
+
+
+def _digest(image: Image) -> str:
+    """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own."""
+    path = image.header.path
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    if suffix_of(path) in _DETACHED:
+        digest.update(np.ascontiguousarray(image.array_CIJK).data)
+    return digest.hexdigest()
+
+
+def _flag_copies(table: pd.DataFrame) -> None:
+    """Flag images and non-empty label maps that are byte for byte those of another case."""
+    for kind in ("image", "label"):
+        hashes = table[f"{kind}_hash"]
+        filled = hashes.ne("") & (True if kind == "image" else table["label_values"].map(bool))
+        for flags, copied in zip(table["flags"], filled & hashes.duplicated(keep=False), strict=True):
+            if copied:
+                flags.append(f"duplicate_{kind}")
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    table.attrs["prevox_catalogue"] = SCHEMA
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table.to_parquet(temporary, index=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
+    """Write the list, or remove one that an earlier catalogue left."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "reason"), *failures])

@@ -1,0 +1,95 @@
+"""What `prevox catalogue` prints: one block per collection, and how subjects could be joined."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from prevox.console import console
+from prevox.data.join import describe_table
+
+_REGIME_GAP = 3.0  # a factor without any image in between separates two regimes of intensity
+_SHOWN_FAILURES = 5
+
+
+def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], path: Path) -> None:
+    """Print what was recognised, what was left out and where the rows are."""
+    grid = Table(show_header=True, header_style="bold")
+    grid.add_column("")
+    collections = [rows for _, rows in table.groupby("collection", sort=True)]
+    for rows in collections:
+        grid.add_column(escape(str(rows["collection"].iloc[0])))
+    described = [describe(rows) for rows in collections]
+    for name in described[0]:
+        grid.add_row(name, *(escape(column[name]) for column in described))
+    console.print(grid)
+    for rows in collections:
+        regimes = len(intensity_regimes(rows))
+        if regimes > 1:
+            name = escape(str(rows["collection"].iloc[0]))
+            console.print(
+                f"{name}: {regimes} regimes of intensity; normalise each image by itself, not by a fixed window"
+            )
+    for image, reason in failures[:_SHOWN_FAILURES]:
+        console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
+    if failures:
+        more = f", {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
+        where = escape(str(path.with_name("failures.csv")))
+        console.print(f"[red]{len(failures)} left out[/red]{more}; all reasons: {where}")
+    console.print(f"{len(table)} images in {escape(str(path))}")
+
+
+def print_hint(root: Path, images: Sequence[str]) -> None:
+    """Print how a CSV file in the dataset's folder can be joined, if one describes all of its images."""
+    for path in sorted([*root.glob("*.csv"), *root.glob("*.tsv")]):
+        hint = describe_table(images, path)
+        if hint is not None:
+            console.print(f"[cyan]hint:[/cyan] {escape(hint)}", soft_wrap=True)
+
+
+def describe(rows: pd.DataFrame) -> dict[str, str]:
+    """One collection in words: what there is, its geometry, its intensities, its flags."""
+    labelled = rows["label_path"].notna()
+    flags = Counter(flag for found in rows["flags"] for flag in found)
+    classes = rows["class_names"].dropna()
+    return {
+        "layout": ", ".join(sorted(rows["layout"].unique())),
+        "images": str(len(rows)),
+        "labelled": f"{labelled.sum()}",
+        "subjects": str(rows["subject"].nunique()),
+        "modality": ", ".join(sorted(rows["modality"].dropna().unique())) or "not said",
+        "channels": _counted(rows["channels"]),
+        "classes": str(classes.iloc[0]) if len(classes) else "not named",
+        "shape": _median(rows, "shape", 0) + " voxels (median)",
+        "spacing": _median(rows, "spacing", 2) + " mm (median)",
+        "orientation": _counted(rows["orientation"]),
+        "type": _counted(rows["dtype"]),
+        "intensity": "\n".join(f"{low:.4g} to {high:.4g}: {n} images" for low, high, n in intensity_regimes(rows)),
+        "flags": ", ".join(f"{flag} {count}" for flag, count in sorted(flags.items())) or "none",
+    }
+
+
+def intensity_regimes(rows: pd.DataFrame) -> list[tuple[float, float, int]]:
+    """Group images whose largest magnitudes lie close together.
+
+    Returns:
+        Minimum, maximum and number of images of each group, by rising magnitude.
+    """
+    top = rows[["minimum", "maximum"]].abs().max(axis=1).to_numpy(float)
+    order = np.argsort(top, kind="stable")
+    jumps = np.flatnonzero(top[order][1:] > _REGIME_GAP * np.maximum(top[order][:-1], 1e-12)) + 1
+    groups = [rows.iloc[part] for part in np.split(order, jumps)]
+    return [(float(group["minimum"].min()), float(group["maximum"].max()), len(group)) for group in groups]
+
+
+def _median(rows: pd.DataFrame, what: str, digits: int) -> str:
+    return " × ".join(f"{rows[f'{what}_{axis}'].median():.{digits}f}" for axis in "ijk")
+
+
+def _counted(column: pd.Series) -> str:
+    counts = column.value_counts()
+    return ", ".join(str(v) if len(counts) == 1 else f"{v} ({n})" for v, n in counts.items())

@@ -1,0 +1,127 @@
+"""Statistics of voxels, quality flags, and the checks that a label map must pass before it is believed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from prevox.data.readers import Header, Image
+from prevox.errors import DataError
+
+TINY = 8  # voxels; a shorter axis is flagged
+_CHUNK = 1 << 20  # voxels that are turned into float64 at a time
+_GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image's
+
+
+class Statistics(NamedTuple):
+    """Over all finite voxels of all channels, in float64; `finite` is False if any voxel is NaN or infinite."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    finite: bool
+
+
+def statistics_of(array: np.ndarray) -> Statistics:
+    """Compute minimum, maximum, mean and (population) standard deviation in one pass without a float64 copy.
+
+    Chunks are merged as in Chan, Golub and LeVeque (1983), so large offsets do not cost precision.
+    """
+    low, high, mean, squares, count = np.inf, -np.inf, 0.0, 0.0, 0
+    flat = array.ravel(order="K")
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK].astype(np.float64)
+        chunk = chunk[np.isfinite(chunk)]
+        if chunk.size == 0:
+            continue
+        low, high = min(low, chunk.min()), max(high, chunk.max())
+        chunk_mean = chunk.mean()
+        delta, total = chunk_mean - mean, count + chunk.size
+        squares += ((chunk - chunk_mean) ** 2).sum() + delta**2 * count * chunk.size / total
+        mean, count = mean + delta * chunk.size / total, total
+    if count == 0:
+        return Statistics(np.nan, np.nan, np.nan, np.nan, False)
+    return Statistics(float(low), float(high), float(mean), float(np.sqrt(squares / count)), count == flat.size)
+
+
+def flags_of(header: Header, statistics: Statistics) -> list[str]:
+    """Name what is odd about an image: `constant`, `nan` (or infinite), `tiny`, and the header's own flags."""
+    flags = list(header.flags)
+    if statistics.minimum == statistics.maximum:
+        flags.append("constant")
+    if not statistics.finite:
+        flags.append("nan")
+    axes = header.shape_ijk[:2] if header.shape_ijk[2] == 1 else header.shape_ijk
+    if min(axes) < TINY:
+        flags.append("tiny")
+    return flags
+
+
+def check_same_grid(header: Header, other: Header, what: str) -> None:
+    """Check that two files of one image cover the same voxels.
+
+    Raises:
+        DataError: If shapes differ, or corners lie more than a tenth of a voxel apart; names both.
+    """
+    if header.shape_ijk != other.shape_ijk:
+        raise DataError(
+            other.path,
+            found=f"{what} on another grid: {_times(other.shape_ijk)} voxels",
+            expected=f"{_times(header.shape_ijk)} as in {header.path}",
+            remedy="Resample it to the image's grid, or find the file that belongs to this image.",
+        )
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(header.shape_ijk) - 1)
+    corners = np.concatenate([corners, np.ones((8, 1))], axis=1).T
+    apart = np.linalg.solve(header.affine, other.affine @ corners) - corners
+    if np.abs(apart[:3]).max() > _GRID_TOLERANCE:
+        raise DataError(
+            other.path,
+            found=f"{what} on another grid: affine {_rows(other.affine)}, off by {np.abs(apart[:3]).max():.3g} voxels",
+            expected=f"{_rows(header.affine)} as in {header.path}",
+            remedy="Repair its header if the voxels match, else resample it to the image's grid.",
+        )
+
+
+def label_values_of(label: Image, class_names: dict[int, str] | None) -> list[int]:
+    """List the values of a label map, background (0) left out.
+
+    Raises:
+        DataError: If it has several channels, values that are not whole or negative, or values that have no name
+            although the dataset names its classes.
+    """
+    path, array = label.header.path, label.array_CIJK
+    if array.shape[0] != 1:
+        raise DataError(path, found=f"a label map of {array.shape[0]} channels", expected="one channel")
+    values = _unique(array)
+    whole = np.isfinite(values) & (values == np.round(values)) & (values >= 0)
+    if not whole.all():
+        raise DataError(
+            path,
+            found=f"label values {', '.join(f'{v:.4g}' for v in values[~whole][:5])}",
+            expected="whole numbers from 0 upwards",
+            remedy="Threshold soft or probabilistic labels first.",
+        )
+    found = [int(value) for value in values if value != 0]
+    unknown = [value for value in found if class_names is not None and value not in class_names]
+    if unknown:
+        raise DataError(
+            path,
+            found=f"label values {unknown[:10]} without a name",
+            expected=f"values out of {class_names} (0 is background)",
+            remedy="Correct the label map, or name the values in dataset.json.",
+        )
+    return found
+
+
+def _unique(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind in "bui" and array.size and array.min() >= 0 and array.max() < 1 << 16:
+        return np.flatnonzero(np.bincount(array.ravel(order="K")))  # no sorting
+    return np.unique(array)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _rows(affine: np.ndarray) -> str:
+    return "[" + "; ".join(" ".join(f"{value:.4g}" for value in row) for row in affine[:3]) + "]"
