@@ -10,6 +10,8 @@ work in plane. A transformer without 12 blocks hands over its skips in the same 
 Shape suffixes: B views, C channels, L levels' width, K outputs, D H W voxels along z y x (no D in 2D).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from prevox.errors import ConfigError
 from prevox.models.vit import ViT
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 

@@ -1,0 +1,232 @@
+"""Segmentation as a task for the engine: a UNETR on an encoder that is pre-trained or new.
+
+SelfMedMAE's fine-tuning (Zhou et al., "Self pre-training with masked autoencoders for medical image classification and
+segmentation", ISBI 2023): positions become learnable from their sine-cosine values, layer-wise learning-rate decay over
+the encoder, drop path 0.1, soft Dice plus cross-entropy. Padding beyond the image takes part in no loss.
+
+Shape suffixes: B views, C channels, K outputs, D H W voxels along z y x (no D in 2D).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from prevox.config.data import NormaliseConfig
+from prevox.config.models import ViTConfig
+from prevox.config.runs import FinetuneConfig
+from prevox.console import warn
+from prevox.errors import ConfigError
+from prevox.finetune.labels import LabelScheme, exclusive_scheme, region_scheme
+from prevox.finetune.losses import class_losses, region_losses
+from prevox.models.adapt import TransferReport, adapt, read_pretrained
+from prevox.models.registry import build_model
+from prevox.models.unetr import UNETR
+from prevox.models.vit import vit_settings
+from prevox.task import Batch, ModelSpec, Picture, StepContext, StepOutput, Task, ViewGroup, Views, ViewSpec
+
+MEMORY = 0.95  # of the logged training overlap, per forward pass
+
+
+class Segmentation(Task):
+    """Trains a UNETR on labelled views.
+
+    Args:
+        network: Encoder and decoder.
+        spec: What the encoder was built from (kept for the run's description).
+        scheme: What the outputs mean.
+        views: One group, "view", with labels.
+        dice: Weight of the Dice loss.
+        cross_entropy: Weight of the cross-entropy.
+        layer_decay: Block i of n learns with the rate times layer_decay^(n + 1 − i); the decoder with the rate itself.
+        freeze_encoder: Train the decoder only.
+    """
+
+    overlap_2K: Tensor
+
+    def __init__(
+        self,
+        network: UNETR,
+        spec: ModelSpec,
+        scheme: LabelScheme,
+        views: ViewSpec,
+        *,
+        dice: float = 1.0,
+        cross_entropy: float = 1.0,
+        layer_decay: float = 0.75,
+        freeze_encoder: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.spec, self.scheme, self.views = network, spec, scheme, views
+        self.dice, self.cross_entropy = dice, cross_entropy
+        self.layer_decay, self.freeze_encoder = layer_decay, freeze_encoder
+        network.encoder.requires_grad_(not freeze_encoder)
+        # Twice the intersection, and the sum of both volumes, of each class over the latest views.
+        self.register_buffer("overlap_2K", torch.zeros(2, len(scheme.classes)))
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch mode; a frozen encoder stays in evaluation mode, without drop path."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.network.encoder.eval()
+        return self
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """Loss of one batch; scalars hold both losses and each class's Dice over the latest training views.
+
+        Raises:
+            DataError: If a label map holds a value that is no class.
+        """
+        views = batch.views["view"]
+        label = views.label_B1DHW
+        assert label is not None, "the group 'view' is cut with labels"
+        logits = self.network(views.x_BCDHW, ctx.generator)
+        if self.scheme.overlapping:
+            target_BKDHW = self.scheme.encode_regions(label)
+            dice_BK, entropy = region_losses(logits, target_BKDHW, views.valid_B1DHW)
+            found_BKDHW = logits.detach() > 0
+        else:
+            index = self.scheme.encode_classes(label, f"one of {', '.join(batch.images)}")
+            dice_BK, entropy = class_losses(logits, index, views.valid_B1DHW)
+            numbers = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
+            target_BKDHW = index == numbers
+            found_BKDHW = logits.detach().argmax(1, keepdim=True) == numbers
+        loss = self.dice * dice_BK.mean() + self.cross_entropy * entropy
+        scalars = {"dice_loss": dice_BK.mean().detach(), "cross_entropy": entropy.detach()}
+        scalars |= self._overlap(found_BKDHW, target_BKDHW.bool(), views.valid_B1DHW)
+        pictures = {"segmentation": self._picture(views, label, logits)} if ctx.want_pictures else {}
+        return StepOutput(loss, scalars, pictures)
+
+    def layer_scale(self, parameter: str) -> float:
+        """Layer-wise decay: patch embedding and positions 0, block i (from 0) i + 1, all else the last layer."""
+        prefix = "network.encoder."
+        if not parameter.startswith(prefix):
+            return 1.0
+        encoder = self.network.encoder
+        return self.layer_decay ** (encoder.depth + 1 - encoder.layer_index(parameter.removeprefix(prefix)))
+
+    @torch.no_grad()
+    def _overlap(self, found_BKDHW: Tensor, target_BKDHW: Tensor, valid_B1DHW: Tensor) -> dict[str, Tensor]:
+        """Hard Dice of each class with exponential memory: single views rarely show every class."""
+        both, either = found_BKDHW & target_BKDHW & valid_B1DHW, (found_BKDHW.int() + target_BKDHW) * valid_B1DHW
+        axes = [0, *range(2, both.ndim)]
+        counts = torch.stack([2 * both.sum(axes), either.sum(axes)]).float()
+        if self.training:
+            self.overlap_2K.mul_(MEMORY).add_(counts)
+            counts = self.overlap_2K
+        dice_K = counts[0] / counts[1].clamp(min=1)
+        return {f"dice/{name}": value for name, value in zip(self.scheme.classes, dice_K, strict=True)}
+
+    @torch.no_grad()
+    def _picture(self, views: Views, label_B1DHW: Tensor, logits_BKDHW: Tensor) -> Picture:
+        """Image, reference and prediction of the slice that has the most labelled voxels in the batch."""
+        flat = label_B1DHW.ndim == 4
+        label = label_B1DHW.unsqueeze(2) if flat else label_B1DHW
+        per_slice_BD = (label[:, 0] > 0).flatten(2).sum(2)
+        row, z = divmod(int(per_slice_BD.argmax()), per_slice_BD.shape[1])
+        image = views.x_BCDHW[row, 0]
+        scores = self.scheme.probabilities(logits_BKDHW[row].float())
+        found = self.scheme.decode(scores.cpu().numpy())
+        panels = [
+            ("image", (image if flat else image[z]).float().cpu().numpy()),
+            ("reference", label[row, 0, z].float().cpu().numpy()),
+            ("prediction", (found if flat else found[z]).astype(float)),
+        ]
+        values = zip(self.scheme.painted(), self.scheme.classes, strict=True)
+        names = ", ".join(f"{value} {name}" for value, name in values)
+        return Picture(
+            panels, f"A training view as the network saw it (first channel, augmented). Grey levels: {names}."
+        )
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` makes of the settings.
+
+    Attributes:
+        task: Ready for the engine.
+        normalise: Intensity normalisation to train and predict with.
+        transfer: What became of the pre-trained weights; None from scratch.
+    """
+
+    task: Segmentation
+    normalise: NormaliseConfig
+    transfer: TransferReport | None
+
+
+def build(
+    config: FinetuneConfig, *, channels: int, class_names: Mapping[str, str], label_values: Iterable[int]
+) -> Built:
+    """Build task and network, from a pre-training run or from scratch.
+
+    The initial weights are a function of `train.seed`: with the same encoder settings the decoder starts from the same
+    weights whether the encoder is pre-trained or not.
+
+    Args:
+        config: Settings of the verb.
+        channels: Channels of the store's images.
+        class_names: The store's label values (as text) and their names; may be empty.
+        label_values: Label values that occur in the store.
+
+    Raises:
+        ConfigError: If settings and pre-trained network, or regions and labels, do not fit.
+        DataError: If the store has no labels.
+        RunError: If `pretrained` holds no pre-trained encoder.
+    """
+    present = sorted(set(label_values))
+    if config.regions is None:
+        scheme = exclusive_scheme(class_names, present, config.store)
+    else:
+        scheme = region_scheme(config.regions, present)
+        if rest := set(present) - {0, *(value for values in config.regions.values() for value in values)}:
+            warn(f"regions: label value(s) {sorted(rest)} are in no region and count as background")
+    weights: dict[str, Tensor] | None = None
+    source: ModelSpec | None = None
+    metadata: dict[str, Any] = {}
+    if config.pretrained is not None:
+        weights, source, metadata = read_pretrained(config.pretrained)
+    spec = encoder_spec(config, source, channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        encoder = build_model(spec.name, spec.settings)
+        network = UNETR(encoder, channels, scheme.outputs, config.decoder.features)
+    transfer = None
+    if weights is not None and source is not None and not config.scratch:
+        fitted, transfer = adapt(weights, source, spec)
+        encoder.load_state_dict(fitted, strict=False)
+    encoder.make_positions_learnable()
+    view = ViewGroup(config.views.size, config.views.count, True, config.views.foreground, config.views.augment)
+    task = Segmentation(
+        network,
+        spec,
+        scheme,
+        {"view": view},
+        dice=config.loss.dice,
+        cross_entropy=config.loss.cross_entropy,
+        layer_decay=config.layer_decay,
+        freeze_encoder=config.freeze_encoder,
+    )
+    handed = NormaliseConfig.parse(metadata.get("normalise", {}), f"{config.pretrained}: normalise")
+    return Built(task, config.normalise or handed, transfer)
+
+
+def encoder_spec(config: FinetuneConfig, source: ModelSpec | None, channels: int) -> ModelSpec:
+    """The encoder to fine-tune: the pre-trained one on this view's grid and these channels, or a new one.
+
+    Raises:
+        ConfigError: If the patch does not divide the view, or the pre-trained network is no vision transformer.
+    """
+    if source is None:
+        assert config.encoder is not None, "FinetuneConfig demands --pretrained or --encoder"
+        encoder = config.encoder.model_copy(update={"drop_path": config.drop_path})
+        return ModelSpec("vit", vit_settings(encoder, config.views.size, channels))
+    if source.name != "vit":
+        raise ConfigError(
+            f"pretrained: the run holds a '{source.name}'; the UNETR decoder needs a vision transformer ('vit')."
+        )
+    like = ViTConfig(patch=tuple(source.settings["patch"]))
+    fitting = vit_settings(like, config.views.size, channels)
+    own = {"grid": fitting["grid"], "channels": channels, "drop_path": config.drop_path}
+    return ModelSpec("vit", {**source.settings, **own})
