@@ -53,6 +53,8 @@ class SplitConfig(Config):
     """Seed of the division."""
     column: str | None = None
     """Column of the store's index that already says train, validation or test; then nothing is drawn."""
+    inner: bool = False
+    """Divide the training subjects once more and leave the held-out ones alone: for choosing settings."""
 
 
 class NormaliseConfig(Config):

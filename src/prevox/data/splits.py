@@ -39,7 +39,8 @@ def split_images(index: pd.DataFrame, config: SplitConfig) -> dict[str, list[str
         config: Share and seed, or the column that says it already.
 
     Returns:
-        {"train": ids, "validation": ids}, sorted. Images marked `test` in a column are in neither.
+        {"train": ids, "validation": ids}, sorted. Images marked `test` in a column are in neither; with `inner`, those
+        that the outer division holds out are in neither.
 
     Raises:
         DataError: If the column does not exist, holds other values, cuts through a subject or leaves no training image.
@@ -50,8 +51,13 @@ def split_images(index: pd.DataFrame, config: SplitConfig) -> dict[str, list[str
         sides = dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation")
     else:
         sides = _read_column(index, config.column)
+    if config.inner:
+        train, validation = split_subjects(
+            [s for s, side in sides.items() if side == "train"], config.validation, config.seed
+        )
+        sides = dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation")
     return {
-        side: sorted(str(image) for image, subject in zip(images, subjects, strict=True) if sides[subject] == side)
+        side: sorted(str(image) for image, subject in zip(images, subjects, strict=True) if sides.get(subject) == side)
         for side in ("train", "validation")
     }
 

@@ -1,0 +1,5 @@
+"""`python -m prevox`."""
+
+from prevox.cli.main import main
+
+main()
