@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from prevox.config.runs import FinetuneConfig
 from prevox.errors import ConfigError, DataError
-from prevox.finetune.segmentation import build
+from prevox.finetuning.segmentation import build
 from prevox.models.positions import interpolate
 from prevox.models.vit import ViT
 from prevox.task import Batch, StepContext, Views

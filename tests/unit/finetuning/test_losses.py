@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prevox.finetune.losses import class_losses, region_losses, soft_dice_loss
+from prevox.finetuning.losses import class_losses, region_losses, soft_dice_loss
 
 pytestmark = pytest.mark.unit
 

@@ -19,8 +19,8 @@ from prevox.config.models import ViTConfig
 from prevox.config.runs import FinetuneConfig
 from prevox.console import warn
 from prevox.errors import ConfigError
-from prevox.finetune.labels import LabelScheme, exclusive_scheme, region_scheme
-from prevox.finetune.losses import class_losses, region_losses
+from prevox.finetuning.labels import LabelScheme, exclusive_scheme, region_scheme
+from prevox.finetuning.losses import class_losses, region_losses
 from prevox.models.adapt import TransferReport, adapt, read_pretrained
 from prevox.models.registry import build_model
 from prevox.models.unetr import UNETR

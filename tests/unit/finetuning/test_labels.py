@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from prevox.errors import ConfigError, DataError
-from prevox.finetune.labels import LabelScheme, exclusive_scheme, region_scheme
+from prevox.finetuning.labels import LabelScheme, exclusive_scheme, region_scheme
 
 pytestmark = pytest.mark.unit
 
