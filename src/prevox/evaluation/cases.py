@@ -1,0 +1,244 @@
+"""Which prediction belongs to which reference, and which classes are scored: everything before a voxel is read."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prevox.config.base import read_yaml
+from prevox.config.runs import EvaluateConfig
+from prevox.data.readers import SUFFIXES, stem_of, suffix_of
+from prevox.errors import ConfigError, DataError, RunError
+
+Regions = dict[str, tuple[int, ...]]
+CATALOGUE_COLUMNS = ("image", "subject", "root", "label_path", "class_names")
+LARGEST_LABEL = 65535
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prediction with its reference.
+
+    Attributes:
+        case: Id.
+        subject: Who the case belongs to; the unit of resampling.
+        prediction: Mask file.
+        reference: Mask file.
+        regions: Label values of each class; None scores every value that occurs.
+        strict: Whether a label value that no region names is an error (else it counts as background).
+    """
+
+    case: str
+    subject: str
+    prediction: Path
+    reference: Path
+    regions: Regions | None
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Cases to score, and what could not be matched.
+
+    Attributes:
+        cases: In the order of the references.
+        not_predicted: Ids of references without a prediction.
+        without_reference: Ids of predictions without a reference.
+        trained_on: Ids of the cases that the run was trained on, as far as it says.
+        subjects_known: False where each case counts as a subject of its own because nothing says more.
+    """
+
+    cases: list[Case]
+    not_predicted: list[str] = field(default_factory=list)
+    without_reference: list[str] = field(default_factory=list)
+    trained_on: list[str] = field(default_factory=list)
+    subjects_known: bool = True
+
+
+@dataclass(frozen=True)
+class _Reference:
+    case: str
+    subject: str | None
+    path: Path
+    classes: Regions | None
+
+
+def match_cases(config: EvaluateConfig) -> Matching:
+    """Pair predictions with references by case id and settle the classes of each pair.
+
+    Classes are, first come first served: `config.regions`; the run's regions or classes; the catalogue's class names;
+    every label value that occurs.
+
+    Raises:
+        DataError: If a folder or catalogue cannot be used, an id occurs twice, or nothing matches.
+        RunError: If a run has no predictions.
+        ConfigError: If a region holds values that no class can have.
+    """
+    folder = predictions_folder(config.predictions)
+    predictions = _predicted(folder)
+    references = _catalogued(config.references) if config.references.is_file() else _in_folder(config.references)
+    matched = [reference for reference in references if reference.case in predictions]
+    if not matched:
+        raise DataError(
+            folder,
+            found=f"{len(predictions)} masks ({_few(predictions)}), none with a reference",
+            expected=f"names that equal the ids of {config.references} ({_few(r.case for r in references)})",
+            remedy="Name each mask <case id>.nii.gz.",
+        )
+    given = _checked(config.regions) or _run_regions(folder.parent)
+    cases = [
+        Case(
+            case=reference.case,
+            subject=reference.subject or reference.case,
+            prediction=predictions[reference.case],
+            reference=reference.path,
+            regions=given or reference.classes,
+            strict=config.regions is None,
+        )
+        for reference in matched
+    ]
+    trained = _trained_on(folder.parent)
+    known = {reference.case for reference in references}
+    return Matching(
+        cases=cases,
+        not_predicted=[reference.case for reference in references if reference.case not in predictions],
+        without_reference=[case for case in predictions if case not in known],
+        trained_on=[case.case for case in cases if case.case in trained],
+        subjects_known=any(reference.subject is not None for reference in matched),
+    )
+
+
+def predictions_folder(path: Path) -> Path:
+    """The folder of masks that `--predictions` means: a run's predictions, or the folder itself.
+
+    Raises:
+        RunError: If the path is a run without predictions.
+        DataError: If it is no folder.
+    """
+    if (path / "config.yaml").is_file():
+        if not (path / "predictions").is_dir():
+            raise RunError(
+                f"{path}: the run has no predictions. Make them with: prevox predict --run {path} --images ..."
+            )
+        return path / "predictions"
+    if not path.is_dir():
+        raise DataError(path, found="no such folder", expected="a folder of masks or a fine-tuning run")
+    return path
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """Masks of a folder by case id (file name without suffix), sorted.
+
+    Raises:
+        DataError: If the folder holds no mask, or two files have one id.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, found="no such folder", expected="a folder of masks, or a catalogue (.parquet)")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if suffix_of(path) is None or path.name.startswith("."):
+            continue
+        if stem_of(path) in masks:
+            raise _twice(stem_of(path), f"{masks[stem_of(path)]} and {path}")
+        masks[stem_of(path)] = path
+    if not masks:
+        raise DataError(folder, found="no mask", expected=f"files that end in {', '.join(SUFFIXES)}")
+    return masks
+
+
+def _predicted(folder: Path) -> dict[str, Path]:
+    """Predicted masks by case id; the folder's own list, where there is one, tells masks from probabilities."""
+    listing = folder / "predictions.csv"
+    if not listing.is_file():
+        return masks_in(folder)
+    import pandas as pd
+
+    masks: dict[str, Path] = {}
+    for row in pd.read_csv(listing, dtype=str).itertuples():
+        if row.image in masks:
+            raise _twice(str(row.image), f"two rows of {listing}")
+        masks[str(row.image)] = folder / Path(str(row.file)).name
+    return masks
+
+
+def _in_folder(folder: Path) -> list[_Reference]:
+    return [_Reference(case, None, path, None) for case, path in masks_in(folder).items()]
+
+
+def _catalogued(path: Path) -> list[_Reference]:
+    """References of a catalogue: its rows that have a label."""
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(path, found=f"a file that is no table ({reason})", expected="a catalogue (.parquet)") from None
+    missing = [name for name in CATALOGUE_COLUMNS if name not in table]
+    if missing:
+        raise DataError(
+            path,
+            found=f"a table without {', '.join(missing)}",
+            expected="a catalogue",
+            remedy="Write it with: prevox catalogue.",
+        )
+    twice = table["image"][table["image"].duplicated()]
+    if len(twice):
+        raise _twice(str(twice.iloc[0]), f"{int((table['image'] == twice.iloc[0]).sum())} rows of {path}")
+    labelled = table[table["label_path"].notna()]
+    if labelled.empty:
+        raise DataError(
+            path, found=f"{len(table)} images without a label", expected="images with labels to compare with"
+        )
+    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), strict=True)
+    return [
+        _Reference(
+            case=str(image),
+            subject=str(subject) if pd.notna(subject) else None,
+            path=Path(root) / label_path,
+            classes=_named_classes(names) if pd.notna(names) else None,
+        )
+        for image, subject, root, label_path, names in rows
+    ]
+
+
+def _named_classes(names: str) -> Regions:
+    """Classes of a catalogue's JSON {"1": "Anterior"}; the background is none. Equal names share a class."""
+    regions: Regions = {}
+    for value, name in sorted(json.loads(names).items(), key=lambda item: int(item[0])):
+        if int(value) != 0:
+            regions[name] = (*regions.get(name, ()), int(value))
+    return regions
+
+
+def _run_regions(run: Path) -> Regions | None:
+    """Regions or classes that a run was trained for; None where it does not say."""
+    if not (run / "config.yaml").is_file():
+        return None
+    found = read_yaml(run / "config.yaml").get("regions")
+    if not found and (run / "classes.json").is_file():
+        found = json.loads((run / "classes.json").read_text())
+    regions = {name: tuple(int(value) for value in values) for name, values in (found or {}).items()}
+    return {name: values for name, values in regions.items() if 0 not in values} or None  # background is not scored
+
+
+def _checked(regions: Regions | None) -> Regions | None:
+    for name, values in (regions or {}).items():
+        if not values or min(values) < 1 or max(values) > LARGEST_LABEL:
+            raise ConfigError(f"regions: '{name}' is {list(values)}; expected label values of 1 to {LARGEST_LABEL}.")
+    return regions
+
+
+def _trained_on(run: Path) -> set[str]:
+    split = run / "split.json"
+    content: Mapping[str, list[str]] = json.loads(split.read_text()) if split.is_file() else {}
+    return set(content.get("train", ()))
+
+
+def _twice(case: str, where: str) -> DataError:
+    return DataError(case, found=f"the case twice ({where})", expected="one file for each case", remedy="Remove one.")
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -1,0 +1,232 @@
+"""`prevox evaluate`: predictions against references, on the original grid, with intervals over subjects."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from prevox.config.runs import EvaluateConfig
+from prevox.console import console, warn
+from prevox.data.runner import Failure, run_cases
+from prevox.errors import DataError, RunError
+from prevox.evaluation.cases import Case, Matching, match_cases, predictions_folder
+from prevox.evaluation.scoring import METRICS, score_case
+from prevox.evaluation.statistics import bootstrap_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
+MEAN = "mean"  # row of the summary: mean over a case's classes first, then over cases
+NAMED = 5  # ids in a message; files hold all of them
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What `evaluate` found.
+
+    Attributes:
+        scores: One row per case and class: case, subject, class, dice, hd95, nsd, asd (mm), reference_ml,
+            prediction_ml, empty ("", "prediction", "reference", "both").
+        summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases, subjects,
+            one_empty (counted, as the worst value), both_empty (not counted).
+        path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
+    """
+
+    scores: "pd.DataFrame"
+    summary: "pd.DataFrame"
+    path: Path
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Score predictions against references: Dice, HD95, NSD and ASD per case and class.
+
+    Masks are compared voxel by voxel on the reference's own grid, distances are in mm. Where one of prediction and
+    reference is empty, Dice and NSD are 0 and distances are the grid's diagonal; where both are, the class of that case
+    is not counted. One case that cannot be scored stops it all: a table without its worst cases would be too good.
+
+    Raises:
+        DataError: If predictions and references do not fit each other; the case is named.
+        RunError: If a run has no predictions, or a case fails for another reason.
+    """
+    matching = match_cases(config)
+    _say_matching(matching)
+    scores = _score_all(matching.cases, config)
+    summary = summarise(scores)
+    out = config.out or predictions_folder(config.predictions).parent / "evaluation"
+    _write(out, scores, summary, matching, config)
+    _say_summary(scores, summary, config.tolerance, out)
+    return EvaluateResult(scores, summary, out)
+
+
+def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean with interval, median and counts of every class and metric, and of the mean over classes.
+
+    The row "mean" takes each case's mean over its counted classes first, then the mean over cases.
+
+    Args:
+        scores: As `EvaluateResult.scores`.
+
+    Returns:
+        As `EvaluateResult.summary`.
+    """
+    import pandas as pd
+
+    flagged = scores.assign(
+        one_empty=scores["empty"].isin(["prediction", "reference"]), both_empty=scores["empty"] == "both"
+    )
+    per_case = flagged.groupby("case", sort=False).agg(
+        subject=("subject", "first"),
+        one_empty=("one_empty", "any"),
+        both_empty=("both_empty", "all"),
+        **{metric: (metric, "mean") for metric in METRICS},  # pandas leaves NaN (both empty) out
+    )
+    parts = [*flagged.groupby("class", sort=False), (MEAN, per_case)]
+    return pd.DataFrame([_summary_row(str(name), part, metric) for name, part in parts for metric in METRICS])
+
+
+def _summary_row(name: str, part: "pd.DataFrame", metric: str) -> dict[str, Any]:
+    values = part[metric].to_numpy(dtype=np.float64)
+    found = bootstrap_mean(values, part["subject"].tolist(), RESAMPLES, SEED, LEVEL)
+    return {
+        "class": name,
+        "metric": metric,
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "median": float(np.nanmedian(values)) if found.cases else float("nan"),
+        "cases": found.cases,
+        "subjects": found.subjects,
+        "one_empty": int(part["one_empty"].sum()),
+        "both_empty": int(part["both_empty"].sum()),
+    }
+
+
+def _score_all(cases: Sequence[Case], config: EvaluateConfig) -> "pd.DataFrame":
+    """Score every case in a pool of processes; the rows in the order of the cases."""
+    import pandas as pd
+
+    rows: dict[str, list[dict[str, Any]]] = {}
+    faults: dict[str, DataError | RunError] = {}
+    function = partial(score_case, tolerance=config.tolerance)
+    for case, result in run_cases(function, cases, config.workers, lambda case: case.case, "evaluated"):
+        if isinstance(result, DataError):
+            faults[case.case] = result
+        elif isinstance(result, Failure):
+            faults[case.case] = RunError(f"case {case.case}: {result.reason}\n{result.traceback}".rstrip())
+        else:
+            rows[case.case] = result
+    if faults:
+        _stop([case.case for case in cases if case.case in faults], faults)
+    _complete(cases, rows)
+    if not any(rows.values()):
+        raise DataError(config.references, found="no labelled voxel in any case", expected="masks with labels above 0")
+    return pd.DataFrame([row for case in cases for row in rows[case.case]])
+
+
+def _stop(failed: list[str], faults: dict[str, DataError | RunError]) -> None:
+    """Raise the first fault, and say which other cases have one."""
+    first = faults[failed[0]]
+    if len(failed) > 1:
+        for case in failed[1:NAMED]:
+            warn(escape(f"also: {faults[case]}"))
+        warn(escape(f"{len(failed)} cases cannot be scored: {_few(failed)}"))
+    raise first
+
+
+def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Give cases without named classes a row for every label value that occurs in any of them.
+
+    Raises:
+        DataError: If predictions hold a value that no reference has.
+    """
+    unnamed = [case for case in cases if case.regions is None]
+    found = {row["class"]: (case, row) for case in reversed(unnamed) for row in rows[case.case]}
+    for name, (case, _) in sorted(found.items(), key=lambda item: int(item[0])):
+        if not any(row["class"] == name and row["reference_ml"] > 0 for other in unnamed for row in rows[other.case]):
+            known = sorted((int(value) for value in found), key=int)
+            raise DataError(
+                f"case {case.case}, prediction {case.prediction}",
+                found=f"label value {name}, which no reference has",
+                expected=f"label values among {known}",
+                remedy=f"If {name} is a class that happens to be absent, name all classes with --regions.",
+            )
+    names = sorted(found, key=int)
+    for case in unnamed:
+        own = {row["class"]: row for row in rows[case.case]}
+        absent = dict.fromkeys(METRICS, float("nan")) | {"reference_ml": 0.0, "prediction_ml": 0.0, "empty": "both"}
+        identity = {"case": case.case, "subject": case.subject}
+        rows[case.case] = [own.get(name) or {**identity, "class": name, **absent} for name in names]
+
+
+def _write(
+    out: Path, scores: "pd.DataFrame", summary: "pd.DataFrame", matching: Matching, config: EvaluateConfig
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    scores.to_parquet(out / "scores.parquet", index=False)
+    scores.to_csv(out / "scores.csv", index=False)
+    summary.to_csv(out / "summary.csv", index=False)
+    content = {
+        "schema": 1,
+        "tolerance_mm": config.tolerance,
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "cases": len(matching.cases),
+        "subjects": int(scores["subject"].nunique()),
+        "one_empty": int(scores["empty"].isin(["prediction", "reference"]).sum()),
+        "both_empty": int((scores["empty"] == "both").sum()),
+        "not_predicted": matching.not_predicted,
+        "without_reference": matching.without_reference,
+        "trained_on": matching.trained_on,
+        "summary": json.loads(summary.to_json(orient="records", double_precision=15)),  # NaN becomes null
+    }
+    (out / "summary.json").write_text(json.dumps(content, indent=1))
+
+
+def _say_matching(matching: Matching) -> None:
+    subjects = len({case.subject for case in matching.cases})
+    unknown = "" if matching.subjects_known else " (none are known: each case counts as its own)"
+    console.print(f"{len(matching.cases)} cases of {subjects} subjects{unknown}", markup=False)
+    if matching.not_predicted:
+        console.print(f"not predicted: {len(matching.not_predicted)} ({_few(matching.not_predicted)})", markup=False)
+    if matching.without_reference:
+        unmatched = matching.without_reference
+        warn(escape(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}"))
+    if matching.trained_on:
+        warn(
+            f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"
+        )
+
+
+def _say_summary(scores: "pd.DataFrame", summary: "pd.DataFrame", tolerance: float, out: Path) -> None:
+    table = Table(caption=escape(f"mean over cases [{LEVEL:.0%} interval over subjects]"))
+    for title in ("class", "Dice", "HD95 mm", f"NSD@{tolerance:g} mm", "cases"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    for name, group in summary.groupby("class", sort=False):
+        found = group.set_index("metric")
+        cells = [_cell(found.loc[[metric]], digits) for metric, digits in (("dice", 3), ("hd95", 2), ("nsd", 3))]
+        table.add_row(escape(str(name)), *cells, str(found.loc["dice", "cases"]))
+    console.print(table)
+    one, both = scores["empty"].isin(["prediction", "reference"]).sum(), (scores["empty"] == "both").sum()
+    console.print(
+        f"of {len(scores)} case × class pairs, {one} have only one of prediction and reference empty (Dice 0, NSD 0, "
+        f"distance = diagonal of the grid), {both} have both empty (not counted)"
+    )
+    console.print(f"written: {out}", markup=False)
+
+
+def _cell(row: "pd.DataFrame", digits: int) -> str:
+    mean, low, high = row[["mean", "low", "high"]].to_numpy(dtype=np.float64)[0]
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(low) else f" \\[{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")

@@ -1,0 +1,231 @@
+"""The verb: what is matched, refused, written, and how the summary is made."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from prevox.config.runs import EvaluateConfig
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.evaluation.evaluate import evaluate, summarise
+
+pytestmark = pytest.mark.unit
+CLASSES = '{"0": "background", "1": "front", "2": "back"}'
+
+
+def save(path, *boxes):
+    """A mask of 12³ voxels; each box is (label value, first, last + 1) along every axis."""
+    labels = np.zeros((12, 12, 12), np.uint8)
+    for value, start, stop in boxes:
+        labels[start:stop, start:stop, start:stop] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
+
+
+def catalogue(path, root, subjects, classes=CLASSES):
+    rows = [
+        {
+            "image": case,
+            "subject": subject,
+            "root": str(root),
+            "label_path": f"labels/{case}.nii.gz",
+            "class_names": classes,
+        }
+        for case, subject in subjects.items()
+    ]
+    rows.append({"image": "unlabelled", "subject": "z", "root": str(root), "label_path": None, "class_names": None})
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three references of two subjects and their predictions: perfect; `back` missed; `front` half as large."""
+    for case in ("a", "b", "c"):
+        save(tmp_path / "labels" / f"{case}.nii.gz", (1, 1, 5), (2, 7, 9))
+    save(tmp_path / "run" / "predictions" / "a.nii.gz", (1, 1, 5), (2, 7, 9))
+    save(tmp_path / "run" / "predictions" / "b.nii.gz", (1, 1, 5))
+    save(tmp_path / "run" / "predictions" / "c.nii.gz", (1, 1, 3), (2, 7, 9))
+    catalogue(tmp_path / "catalogue.parquet", tmp_path, {"a": "s1", "b": "s1", "c": "s2", "d": "s3"})
+    return tmp_path
+
+
+def run_on(scans, **settings):
+    paths = {"predictions": scans / "run" / "predictions", "references": scans / "catalogue.parquet"}
+    return evaluate(EvaluateConfig(**(paths | {"workers": 1} | settings)))
+
+
+def value(summary, name, metric, column="mean"):
+    return summary.set_index(["class", "metric"]).loc[(name, metric), column]
+
+
+def test_end_to_end_with_a_catalogue(scans, capsys):
+    result = run_on(scans)
+    assert list(result.scores["case"]) == ["a", "a", "b", "b", "c", "c"]
+    assert list(result.scores["class"]) == ["front", "back"] * 3
+    dice = result.scores.set_index(["case", "class"])["dice"]
+    assert dice[("c", "front")] == pytest.approx(2 * 8 / (64 + 8))
+    assert dice[("b", "back")] == 0.0
+    assert value(result.summary, "back", "dice") == pytest.approx(2 / 3)
+    assert value(result.summary, "back", "dice", "one_empty") == 1
+    assert value(result.summary, "back", "hd95") == pytest.approx(12 * np.sqrt(3) / 3)
+    front, back = (1 + 1 + 2 / 9) / 3, 2 / 3
+    assert value(result.summary, "mean", "dice") == pytest.approx((front + back) / 2)
+    assert tuple(result.summary.iloc[0][["cases", "subjects"]]) == (3, 2)
+    said = capsys.readouterr().out
+    assert "3 cases of 2 subjects" in said
+    assert "not predicted: 1 (d)" in said
+    assert "1 have only one of prediction and reference empty" in said
+
+
+def test_files_hold_what_the_result_holds(scans):
+    result = run_on(scans, tolerance=2.0)
+    assert result.path == scans / "run" / "evaluation"
+    pd.testing.assert_frame_equal(pd.read_parquet(result.path / "scores.parquet"), result.scores)
+    csv = pd.read_csv(result.path / "scores.csv", keep_default_na=False)
+    assert list(csv["empty"]) == list(result.scores["empty"])
+    pd.testing.assert_frame_equal(pd.read_csv(result.path / "summary.csv"), result.summary)
+    content = json.loads((result.path / "summary.json").read_text())
+    assert (content["cases"], content["subjects"], content["tolerance_mm"]) == (3, 2, 2.0)
+    assert (content["one_empty"], content["both_empty"], content["not_predicted"]) == (1, 0, ["d"])
+    assert content["summary"][0]["mean"] == pytest.approx(result.summary["mean"][0])
+    assert run_on(scans, out=scans / "elsewhere").path == scans / "elsewhere"
+    assert (scans / "elsewhere" / "scores.parquet").is_file()
+
+
+def test_processes_give_the_same_scores(scans):
+    pd.testing.assert_frame_equal(run_on(scans, workers=2).scores, run_on(scans).scores)
+
+
+def test_run_folder_brings_its_regions_and_training_cases(scans, capsys):
+    run = scans / "run"
+    (run / "config.yaml").write_text("regions: {all: [1, 2], back: [2]}\n")
+    (run / "split.json").write_text(json.dumps({"train": ["b", "x"], "validation": ["a", "c"]}))
+    result = run_on(scans, predictions=run)
+    assert list(result.scores["class"].unique()) == ["all", "back"]
+    assert result.path == run / "evaluation"
+    assert "trained on 1 of these cases" in capsys.readouterr().out
+    (run / "config.yaml").write_text("regions: null\n")
+    (run / "classes.json").write_text(json.dumps({"background": [0], "vorn": [1], "hinten": [2]}))
+    assert list(run_on(scans, predictions=run).scores["class"].unique()) == ["vorn", "hinten"]
+    asked = run_on(scans, predictions=run, regions={"only": (2,)})  # the user's word comes first
+    assert list(asked.scores["class"].unique()) == ["only"]
+
+
+def test_run_without_predictions(tmp_path, scans):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.yaml").write_text("regions: null\n")
+    with pytest.raises(RunError, match="prevox predict"):
+        run_on(scans, predictions=tmp_path / "bare")
+
+
+def test_folder_of_references(scans, capsys):
+    result = run_on(scans, references=scans / "labels")
+    assert list(result.scores["class"].unique()) == ["1", "2"]
+    assert list(result.scores["subject"].unique()) == ["a", "b", "c"]
+    assert "each case counts as its own" in capsys.readouterr().out
+
+
+def test_without_names_absent_classes_are_rows_too(scans):
+    save(scans / "labels" / "c.nii.gz", (1, 1, 5))
+    save(scans / "run" / "predictions" / "c.nii.gz", (1, 1, 5))
+    result = run_on(scans, references=scans / "labels")
+    row = result.scores.set_index(["case", "class"]).loc[("c", "2")]
+    assert row["empty"] == "both"
+    assert np.isnan(row["dice"])
+    assert value(result.summary, "2", "dice", "cases") == 2
+    assert value(result.summary, "2", "dice", "both_empty") == 1
+    # case c's mean over classes is that of its one counted class
+    assert value(result.summary, "mean", "dice") == pytest.approx((1 + 0.5 + 1) / 3)
+
+
+def test_value_that_only_predictions_have_is_refused(scans):
+    save(scans / "run" / "predictions" / "b.nii.gz", (1, 1, 5), (5, 7, 9))
+    with pytest.raises(DataError, match=r"case b, .*label value 5"):
+        run_on(scans, references=scans / "labels")
+    with pytest.raises(DataError, match=r"case b, prediction.*\[5\]"):
+        run_on(scans)
+    result = run_on(scans, references=scans / "labels", regions={"front": (1,), "new": (5,)})
+    assert value(result.summary, "new", "dice", "one_empty") == 1
+
+
+def test_all_faults_are_told(scans, capsys):
+    for case in ("a", "b"):
+        save(scans / "run" / "predictions" / f"{case}.nii.gz", (9, 1, 5))
+    (scans / "run" / "predictions" / "c.nii.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="case a"):
+        run_on(scans)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "also: case b" in said
+    assert "3 cases cannot be scored: a, b, c" in said
+    assert not (scans / "run" / "evaluation").exists()
+
+
+def test_matching_refusals(scans):
+    save(scans / "other" / "x_0001.nii.gz", (1, 1, 5))
+    (scans / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"3 masks \(a, b, c\).*x_0001"):
+        run_on(scans, references=scans / "other")
+    with pytest.raises(DataError, match="no mask"):
+        run_on(scans, predictions=scans / "nothing")
+    with pytest.raises(DataError, match="no such folder"):
+        run_on(scans, references=scans / "nowhere")
+    save(scans / "run" / "predictions" / "a.nii", (1, 1, 5))
+    with pytest.raises(DataError, match=r"^a: found the case twice"):
+        run_on(scans)
+
+
+def test_catalogue_refusals(scans):
+    path = scans / "catalogue.parquet"
+    table = pd.read_parquet(path)
+    pd.concat([table, table[:1]]).to_parquet(path)
+    with pytest.raises(DataError, match=r"^a: found the case twice \(2 rows of"):
+        run_on(scans)
+    table.drop(columns="label_path").to_parquet(path)
+    with pytest.raises(DataError, match="without label_path"):
+        run_on(scans)
+    path.write_text("case,label\n")
+    with pytest.raises(DataError, match="no table"):
+        run_on(scans)
+
+
+def test_background_is_no_region(scans):
+    with pytest.raises(ConfigError, match="'bg' is \\[0\\]"):
+        run_on(scans, regions={"bg": (0,)})
+
+
+def test_list_of_predictions_tells_masks_from_probabilities(scans, capsys):
+    folder = scans / "run" / "predictions"
+    save(folder / "a_probabilities.nii.gz", (1, 1, 5))
+    run_on(scans)
+    assert "1 predictions have no reference: a_probabilities" in capsys.readouterr().out
+    listed = pd.DataFrame({"image": ["a", "b"], "file": ["predictions/a.nii.gz", "b.nii.gz"]})
+    listed.to_csv(folder / "predictions.csv", index=False)
+    assert list(run_on(scans).scores["case"].unique()) == ["a", "b"]
+    assert "no reference" not in capsys.readouterr().out
+
+
+def test_summary_of_a_hand_made_table():
+    scores = pd.DataFrame(
+        {
+            "case": ["a", "a", "b", "b", "c", "c"],
+            "subject": ["s", "s", "s", "s", "t", "t"],
+            "class": ["x", "y"] * 3,
+            "dice": [0.8, 0.4, 0.6, np.nan, 0.1, 0.0],
+            "hd95": [1.0, 2.0, 3.0, np.nan, 5.0, 90.0],
+            "nsd": [1.0, 1.0, 1.0, np.nan, 1.0, 0.0],
+            "asd": [1.0, 1.0, 1.0, np.nan, 1.0, 90.0],
+            "empty": ["", "", "", "both", "", "prediction"],
+        }
+    )
+    summary = summarise(scores)
+    assert value(summary, "x", "dice") == pytest.approx(0.5)
+    assert value(summary, "x", "dice", "median") == pytest.approx(0.6)
+    assert value(summary, "y", "dice") == pytest.approx(0.2)
+    assert [value(summary, "y", "dice", c) for c in ("cases", "subjects", "one_empty", "both_empty")] == [2, 2, 1, 1]
+    assert value(summary, "mean", "dice") == pytest.approx((0.6 + 0.6 + 0.05) / 3)
+    assert value(summary, "mean", "hd95") == pytest.approx((1.5 + 3.0 + 47.5) / 3)
+    assert value(summary, "x", "dice", "low") >= 0.1
+    pd.testing.assert_frame_equal(summary, summarise(scores))
