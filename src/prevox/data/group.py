@@ -41,9 +41,7 @@ def quantise(array: np.ndarray) -> tuple[np.ndarray, float, float, float]:
         DataError: If there are values that are not finite, or their range is beyond float64.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    low, high = float(flat.min()), float(flat.max())  # NaN wins both
-    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(high - low)):
-        raise DataError("voxels", **_not_finite(flat))
+    low, high = finite_range(flat, "voxels")
     whole = high - low <= 65535 and max(-low, high) < _EXACT_FLOAT and _all_whole(flat)
     if whole:
         slope, intercept = 1.0, 0.0 if low >= -32768 and high <= 32767 else low + 32768.0
@@ -67,11 +65,22 @@ def _all_whole(flat: np.ndarray) -> bool:
     return all((flat[i : i + _CHUNK] == np.rint(flat[i : i + _CHUNK])).all() for i in range(0, flat.size, _CHUNK))
 
 
-def _not_finite(flat: np.ndarray) -> dict[str, str]:
-    nan, infinite = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
-    found = f"{nan} NaN and {infinite} infinite values" if nan or infinite else "a range of values beyond float64"
-    remedy = "Repair the scan (say, set them to the background's value), or leave it out."
-    return {"found": found, "expected": "finite numbers", "remedy": remedy}
+def finite_range(array: np.ndarray, where: object) -> tuple[float, float]:
+    """Smallest and largest value.
+
+    Raises:
+        DataError: If there are values that are not finite, or their range is beyond float64.
+    """
+    low, high = float(array.min()), float(array.max())  # NaN wins both
+    if math.isfinite(high - low):
+        return low, high
+    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    raise DataError(
+        where,
+        found=f"{nan} NaN and {infinite} infinite voxels" if nan or infinite else f"values from {low} to {high}",
+        expected="finite voxels with a range that a float64 can hold",
+        remedy="Repair the scan (say, set them to the background's value), or leave it out.",
+    )
 
 
 def pyramid_factors(shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[Factors]:
@@ -166,7 +175,7 @@ def write_image_group(
     affine: np.ndarray,
     attributes: dict[str, Any],
     seed: int = 0,
-) -> list[Factors]:
+) -> None:
     """Write an image, its labels and their pyramids. The caller gives a temporary path and renames it.
 
     Args:
@@ -174,11 +183,8 @@ def write_image_group(
         stored_CZYX: int16 voxels.
         label_ZYX: Unsigned integer labels on the same grid, or None.
         affine: (4, 4) of the arrays, canonical order.
-        attributes: JSON-able; kept under "prevox", together with the affine and the levels.
+        attributes: JSON-able; kept under "prevox", together with the affine, the levels and the bytes written.
         seed: For drawing foreground.npy.
-
-    Returns:
-        Cumulative factors of the levels that were written.
     """
     spacing = spacing_of(affine)
     factors = pyramid_factors(stored_CZYX.shape[1:], spacing)
@@ -193,10 +199,10 @@ def write_image_group(
         image_label = {"image-label": {"source": {"image": "../../"}}}
         _write_group(reference, {"ome": {**_multiscales("reference", "zyx", factors, spacing), **image_label}})
         np.save(path / "foreground.npy", foreground_voxels(label_ZYX, seed))
-    levels = {"affine": affine.ravel().tolist(), "levels": [{"factors": list(level)} for level in factors]}
+    levels: dict[str, Any] = {"affine": affine.ravel().tolist(), "levels": [{"factors": list(f)} for f in factors]}
+    levels["bytes"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     ome = _multiscales(path.stem.lstrip("."), "czyx", factors, spacing)
     _write_group(path, {"ome": ome, "prevox": {**attributes, **levels}})
-    return factors
 
 
 def _multiscales(name: str, axes: str, factors: list[Factors], spacing: tuple[float, ...]) -> dict[str, Any]:
@@ -216,6 +222,24 @@ def _multiscales(name: str, axes: str, factors: list[Factors], spacing: tuple[fl
 def _write_group(path: Path, attributes: dict[str, Any]) -> None:
     node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     (path / "zarr.json").write_text(json.dumps(node, indent=1, allow_nan=False))
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """The "prevox" attribute of a group; None if there is no group of ours."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]["prevox"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return attributes if isinstance(attributes, dict) else None
+
+
+def update_attributes(path: Path, changes: dict[str, Any]) -> None:
+    """Change entries of a group's "prevox" attribute, atomically."""
+    node = json.loads((path / "zarr.json").read_text())
+    node["attributes"]["prevox"].update(changes)
+    temporary = path / ".zarr.json.tmp"
+    temporary.write_text(json.dumps(node, indent=1, allow_nan=False))
+    temporary.replace(path / "zarr.json")
 
 
 def _write_array(path: Path, array: np.ndarray, names: list[str]) -> None:

@@ -135,7 +135,7 @@ def _run_alone(function: Callable[[Case], Result], case: Case, describe: Callabl
             return _outcome(_submit(pool, function, case))
         except BrokenProcessPool:
             return Failure(
-                f"{describe(case)}: the worker process died twice on this case (out of memory, or a crash in a decoder). "
+                f"{describe(case)}: the worker process died twice on it (out of memory, or a crash in a decoder). "
                 "Try it with --workers 1 on a machine with more memory, or leave it out.",
                 kind="BrokenProcessPool",
             )

@@ -59,7 +59,7 @@ class Store:
                 self.path,
                 found="a store without index.parquet",
                 expected="a finished store",
-                remedy="`prevox prepare` was interrupted: run it again, it goes on where it was.",
+                remedy="`prevox prepare` was killed, or no image could be prepared (failures.csv): run it again.",
             )
         self.index: pd.DataFrame = pd.read_parquet(index_file).set_index("image")
         self._check_images()
