@@ -118,7 +118,7 @@ class UNETR(nn.Module):
         strides = level_strides(encoder.patch)
         levels = len(strides)
         widths = [features * 2 ** (levels - level) for level in range(1, levels + 1)]
-        self.encoder = encoder
+        self.encoder, self.features = encoder, features
         # n levels have n - 1 skips from the transformer and one from the input; the deepest takes the latest block.
         self.skip_blocks = [encoder.depth * k // levels for k in range(levels - 1, 0, -1)]
         self.skips = nn.ModuleList(

@@ -1,0 +1,201 @@
+"""`prevox predict`: segment images with a fine-tuned run; masks lie on the input's own grid with its exact affine.
+
+Each image goes the way of `prepare` (canonical axes, crop, resampling, statistics), through the network window by
+window, and back. One that fails is named with its reason in failures.csv and costs only itself.
+
+Shape suffixes: C channels, K outputs, Z Y X canonical axes, I J K the file's axes.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from prevox.config.runs import PredictConfig
+from prevox.console import console
+from prevox.data.geometry import scores_to_source, to_source
+from prevox.data.place import Prepared, prepare_image
+from prevox.data.prepare import channel_statistics
+from prevox.data.quality import check_same_grid
+from prevox.data.readers import Header, read_image, suffix_of, write_image, write_mask
+from prevox.data.runner import Failure, run_cases
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.finetuning.labels import LabelScheme
+from prevox.finetuning.network_io import LoadedNetwork, load_network
+from prevox.inference.cases import Case, find_cases, of_split
+from prevox.inference.sliding_window import sliding_window
+from prevox.views.normalise import normalise
+
+COLUMNS = ("image", "file", "source", "label", "seconds")
+WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha"}  # one compressed file of the same family
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` leaves behind.
+
+    Attributes:
+        path: Folder of the masks.
+        predicted: Ids of the images that have one.
+        failures: Image id and reason of each that has none.
+    """
+
+    path: Path
+    predicted: list[str]
+    failures: list[tuple[str, str]]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an image could not be segmented, else 0."""
+        return int(bool(self.failures))
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Segment images.
+
+    Masks go to `out` (RUN/predictions) as IMAGE.nii.gz (.nrrd, .mha for such input) and replace older ones of the same
+    name; predictions.csv lists the masks of this call, failures.csv the images without.
+
+    Raises:
+        RunError: If the run cannot be used, or no image could be segmented.
+        DataError: If there are no images.
+        ConfigError: If a GPU is asked for and there is none.
+    """
+    device = _device(config.device)
+    loaded = load_network(config.run)
+    loaded.network.to(device)
+    cases = find_cases(config.images)
+    if config.split != "all":
+        cases = of_split(cases, loaded.run, config.split, config.images)
+    out = config.out or loaded.run / "predictions"
+    out.mkdir(parents=True, exist_ok=True)
+    console.print(f"predict: {len(cases)} images with {loaded.checkpoint.parent} on {device}; masks in {out}")
+    work = partial(predict_case, loaded=loaded, config=config, out=out, device=device)
+    rows: list[dict[str, Any]] = []
+    failures: list[tuple[str, str]] = []
+    try:
+        for case, result in run_cases(work, cases, 1, lambda case: case.image, "predicting"):
+            if isinstance(result, Failure):
+                reason = " ".join(result.reason.split())
+                console.print(f"[red]left out:[/red] {case.image}: {reason}", markup=True)
+                failures.append((case.image, reason))
+            else:
+                rows.append(result)
+    finally:
+        _write_csv(out / "predictions.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+        (out / "failures.csv").unlink(missing_ok=True)
+        if failures:
+            _write_csv(out / "failures.csv", ("image", "reason"), failures)
+    if not rows:
+        raise RunError(f"{config.images}: no image could be segmented. The first, {failures[0][0]}: {failures[0][1]}")
+    return PredictResult(out, [row["image"] for row in rows], failures)
+
+
+def predict_case(
+    case: Case, loaded: LoadedNetwork, config: PredictConfig, out: Path, device: torch.device
+) -> dict[str, Any]:
+    """Segment one image and write its mask.
+
+    Returns:
+        Its row of predictions.csv.
+
+    Raises:
+        DataError: If the image cannot be used or has the wrong number of channels.
+    """
+    began = perf_counter()
+    array_CIJK, header = _read(case, loaded.channels)
+    prepared = prepare_image(array_CIJK, header.affine, None, loaded.prepare, case.image)
+    scores = _scores(prepared, loaded, config, device)
+    suffix = suffix_of(case.paths[0]) or ""
+    name = case.image + WRITTEN_AS.get(suffix, suffix)
+    write_mask(out / name, label_map(scores, prepared, loaded.scheme), header)
+    if config.probabilities:
+        (out / "probabilities").mkdir(exist_ok=True)
+        write_image(out / "probabilities" / name, _probabilities(scores, prepared, loaded.scheme), header)
+    files = [str(path) for path in case.paths]
+    return {
+        "image": case.image,
+        "file": name,
+        "source": files[0] if len(files) == 1 else json.dumps(files),
+        "label": str(case.label or ""),
+        "seconds": f"{perf_counter() - began:.3f}",
+    }
+
+
+def _read(case: Case, channels: int) -> tuple[np.ndarray, Header]:
+    """All channels of an image, checked, and the first one's header."""
+    if case.problem is not None:
+        raise case.problem
+    if Path(case.image).name != case.image or case.image.startswith("."):
+        raise DataError(case.image, found="an id that is no file name", expected="an id without '/' or a leading dot")
+    images = [read_image(path) for path in case.paths]
+    header = images[0].header
+    for other in images[1:]:
+        check_same_grid(header, other.header, "a channel")
+    array_CIJK = images[0].array_CIJK if len(images) == 1 else np.concatenate([image.array_CIJK for image in images])
+    if len(array_CIJK) != channels:
+        raise DataError(
+            case.image,
+            found=f"{len(array_CIJK)} channel(s)",
+            expected=f"{channels}, as in the images that the run was trained on",
+            remedy="Give the same channels in the same order, in one file or as the layout's channel files.",
+        )
+    return array_CIJK, header
+
+
+def _scores(prepared: Prepared, loaded: LoadedNetwork, config: PredictConfig, device: torch.device) -> np.ndarray:
+    """Probabilities (K, Z, Y, X) on the prepared grid."""
+    statistics = [channel_statistics(channel) for channel in prepared.array_CZYX]
+    x_1CZYX = normalise(torch.from_numpy(prepared.array_CZYX)[None], [statistics], loaded.normalise)
+    outputs = loaded.scheme.outputs
+    if _fits(device, 4 * outputs * x_1CZYX[0, 0].numel()):
+        x_1CZYX = x_1CZYX.to(device)
+    logits = sliding_window(loaded.network, x_1CZYX, loaded.size, config.overlap, config.batch, outputs, device)
+    for z in range(logits.shape[1]):  # in place: no second volume of all classes
+        logits[:, z] = loaded.scheme.probabilities(logits[:, z])
+    scores: np.ndarray = logits.cpu().numpy()
+    return scores
+
+
+def label_map(scores_KZYX: np.ndarray, prepared: Prepared, scheme: LabelScheme) -> np.ndarray:
+    """Label values (I, J, K) on the source's own grid; background outside the crop."""
+    if not scheme.overlapping:
+        return scheme.value_of(to_source(scores_KZYX, prepared.grid, prepared.source))
+    values = scheme.painted()
+    label_IJK = np.zeros(prepared.source.shape, np.min_scalar_type(max(values)))
+    for number, value in enumerate(values):  # one region at a time on the source's grid
+        region = scores_to_source(scores_KZYX[number : number + 1], prepared.grid, prepared.source)
+        label_IJK[region[0] > 0.5] = value
+    return label_IJK
+
+
+def _probabilities(scores_KZYX: np.ndarray, prepared: Prepared, scheme: LabelScheme) -> np.ndarray:
+    """Probabilities (K, I, J, K) on the source's grid; outside the crop the background is certain."""
+    probabilities = scores_to_source(scores_KZYX, prepared.grid, prepared.source)
+    if not scheme.overlapping:
+        probabilities[:1] = scores_to_source(scores_KZYX[:1], prepared.grid, prepared.source, outside=1.0)
+    return probabilities
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: 'cuda' was asked for and torch sees no GPU. Use --device auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _fits(device: torch.device, size: int) -> bool:
+    """Whether a buffer of outputs may lie on the GPU and leave room for the network's activations."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 3
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[Any]) -> None:
+    partial_path = path.with_name(f".{path.name}.partial")
+    with partial_path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    partial_path.replace(path)
