@@ -82,6 +82,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
         table = join_table(table, [cases[position].image for position in rows], config.table, config.group)
     table = table.reset_index(drop=True)
     _write_parquet(table, config.out)
+    table = read_catalogue(config.out)  # so that callers and later readers see the same types
     print_catalogue(table, failures, config.out)
     if config.table is None:
         used = [cases[position] for position in rows]

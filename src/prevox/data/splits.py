@@ -16,16 +16,15 @@ def split_subjects(subjects: Sequence[str], validation: float, seed: int) -> tup
 
     Args:
         subjects: Subjects; repetitions count once.
-        validation: Share that is held out; with more than one subject each side gets at least one, unless it is 0.
+        validation: Share that is held out; unless it is 0, each side gets at least one subject (of one, training).
         seed: Seed of the permutation of the sorted subjects.
 
     Returns:
         Training and validation subjects, each sorted.
     """
     unique = sorted(set(subjects))
-    count = round(len(unique) * validation)
-    if validation > 0 and len(unique) > 1:
-        count = min(max(count, 1), len(unique) - 1)
+    count = max(round(len(unique) * validation), int(validation > 0))
+    count = max(min(count, len(unique) - 1), 0)  # someone is left to learn from
     order = np.random.default_rng(seed).permutation(len(unique))
     held_out = {unique[position] for position in order[:count]}
     return [s for s in unique if s not in held_out], [s for s in unique if s in held_out]
