@@ -68,7 +68,9 @@ def describe(rows: pd.DataFrame) -> dict[str, str]:
         "spacing": _median(rows, "spacing", 2) + " mm (median)",
         "orientation": _counted(rows["orientation"]),
         "type": _counted(rows["dtype"]),
-        "intensity": "\n".join(f"{low:.4g} to {high:.4g}: {n} images" for low, high, n in intensity_regimes(rows)),
+        "intensity": "\n".join(
+            f"{low:.4g} to {high:.4g}: {n} image{'s' * (n > 1)}" for low, high, n in intensity_regimes(rows)
+        ),
         "flags": ", ".join(f"{flag} {count}" for flag, count in sorted(flags.items())) or "none",
     }
 
