@@ -1,0 +1,185 @@
+"""Figures of the report: SVG that takes its ink from the page (light or dark), pixels for scans."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from prevox.reporting.overlays import Overlay
+
+# Hues that keep at least 3:1 against white and against the dark page, and differ in lightness as well.
+RUN_COLOURS = ("#2f7dd1", "#d9622b", "#2a9d6f", "#b0609f", "#a8862b", "#6d7f92")
+LABEL_COLOURS = ("#ffb000", "#3fb6ff", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f4a", "#4de0d0", "#e8e25a")
+INK = "#010203"  # stands for the page's text colour until the SVG is in the page
+MAX_POINTS = 600  # per curve; more cannot be seen and would swell the page
+
+
+def label_colour(value: int) -> str:
+    """Colour of a label value in overlays and legends."""
+    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
+
+
+def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average neighbours until at most `MAX_POINTS` points are left."""
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = x[keep], y[keep]
+    group = -(-len(x) // MAX_POINTS) if len(x) else 1
+    edges = np.arange(0, len(x), group)
+    return (np.add.reduceat(v, edges) / np.diff([*edges, len(v)]) if len(v) else v for v in (x, y))  # type: ignore[return-value]
+
+
+def curve(
+    series: Sequence[tuple[str, str, pd.DataFrame]], column: str, *, logarithmic: bool = False, smooth: bool = True
+) -> Markup | None:
+    """One quantity over steps, all runs overlaid.
+
+    Args:
+        series: (name of the run, colour, its logged rows).
+        column: Column of the rows.
+        logarithmic: Whether the vertical axis may be logarithmic (it is where values span more than a factor of 20).
+        smooth: Whether long curves get a running mean.
+
+    Returns:
+        An SVG element, or None if no run logged the quantity.
+    """
+    figure, axes = _axes((4.6, 2.5))
+    drawn = 0
+    for _, colour, rows in series:
+        if column not in rows or "step" not in rows:
+            continue
+        x, y = thin(rows["step"].to_numpy(float), pd.to_numeric(rows[column], errors="coerce").to_numpy(float))
+        if not len(x):
+            continue
+        drawn += 1
+        if smooth and len(x) > 30:  # the raw values stay visible behind their running mean
+            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
+            y = pd.Series(y).ewm(span=max(5, len(x) // 25)).mean().to_numpy()
+        axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if len(x) < 4 else None, markersize=3)
+        logarithmic = logarithmic and bool((y > 0).all()) and float(y.max() / y.min()) > 20
+    if not drawn:
+        return None
+    if logarithmic:
+        axes.set_yscale("log")
+    axes.set_xlabel("optimiser steps")
+    axes.margins(x=0.01)
+    return _svg(figure, f"curve-{column}")
+
+
+def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
+    """Means with their intervals, one line per class and run.
+
+    Args:
+        rows: Each {group, colour, mean, low, high}; rows of one group stand together.
+        label: Text of the horizontal axis.
+    """
+    rows = [row for row in rows if np.isfinite(row["mean"])]
+    if not rows:
+        return None
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    height, ticks = 0.0, []
+    figure, axes = _axes((5.0, 0.75 + 0.24 * len(rows) + 0.16 * len(groups)))
+    for group in groups:
+        members = [row for row in rows if row["group"] == group]
+        ticks.append(height + (len(members) - 1) / 2)
+        for row in members:
+            if np.isfinite(row["low"]) and np.isfinite(row["high"]):
+                axes.plot([row["low"], row["high"]], [height, height], color=row["colour"], linewidth=1.8)
+            axes.plot(row["mean"], height, "o", color=row["colour"], markersize=5)
+            height += 1
+        height += 0.7
+    axes.set_yticks(ticks, [group.replace("$", r"\$") for group in groups])  # no formulas from names
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(height - 0.9, -0.8)
+    axes.set_xlabel(label)
+    return _svg(figure, f"intervals-{label}")
+
+
+def panels(overlay: Overlay) -> list[tuple[str, str]]:
+    """The three pictures of an overlay.
+
+    Returns:
+        (caption, data URI) of the image alone, with the reference, and with the prediction.
+    """
+    return [
+        ("image", _slice_uri(overlay, None)),
+        ("reference", _slice_uri(overlay, overlay.reference_YX)),
+        ("prediction", _slice_uri(overlay, overlay.prediction_YX)),
+    ]
+
+
+def png_uri(path: Path) -> str:
+    """A PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _slice_uri(overlay: Overlay, labels_YX: np.ndarray | None) -> str:
+    """One slice with the outlines of its labels; anterior is up and the subject's right is on the left."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    voxels = overlay.image_YX[::-1, ::-1].astype(np.float32)
+    finite = voxels[np.isfinite(voxels)]
+    low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+    ratio = overlay.aspect * voxels.shape[0] / voxels.shape[1]
+    width = min(3.0, 3.0 / ratio)
+    figure = Figure(figsize=(width, width * ratio), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(voxels, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="bilinear")
+    axes.set_axis_off()
+    for value in np.unique(labels_YX[labels_YX > 0]) if labels_YX is not None else ():
+        inside = (labels_YX == value)[::-1, ::-1].astype(float)
+        padded = np.pad(inside, 1)  # so that outlines close at the border
+        y, x = np.arange(-1, inside.shape[0] + 1), np.arange(-1, inside.shape[1] + 1)
+        axes.contourf(x, y, padded, levels=[0.5, 2], colors=[label_colour(int(value))], alpha=0.18)
+        axes.contour(x, y, padded, levels=[0.5], colors=[label_colour(int(value))], linewidths=1.6)
+    axes.set_xlim(-0.5, voxels.shape[1] - 0.5)
+    axes.set_ylim(voxels.shape[0] - 0.5, -0.5)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", pil_kwargs={"quality": 85})
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.spines["bottom"].set_alpha(0.4)
+    axes.tick_params(colors=INK, labelsize=8.5, length=3)
+    axes.xaxis.label.set_color(INK)
+    axes.xaxis.label.set_fontsize(8.5)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any, salt: str) -> Markup:
+    """The figure as an inline SVG element: text stays text, ink follows the page, ids are unique to the figure."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "svg.id": None}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]  # without XML declaration and document type
+    outside = (r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(:xlink)?="[^"]*"', r'(?<=<g) id="[^"]*"')
+    for needless in outside:  # addresses, rules that would act on the whole page, ids that other figures have too
+        text = re.sub(needless, "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*;", "", text)  # the page's own font
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    text = text.replace(INK, "currentColor")
+    return Markup(text)  # matplotlib escapes text in SVG

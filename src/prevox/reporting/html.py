@@ -1,0 +1,269 @@
+"""`prevox report`: runs with their evaluations as one HTML file that opens offline, on a phone and on paper."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from prevox import __version__
+from prevox.config.runs import ReportConfig
+from prevox.console import console
+from prevox.errors import RunError
+from prevox.reporting import figures, tables
+from prevox.reporting.folders import Run, read_runs
+from prevox.reporting.overlays import overlays
+
+CURVES = {  # column of metrics.jsonl -> heading
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "samples_per_s": "Throughput (images per second)",
+    "data_wait": "Share of time spent waiting for data",
+}
+NOT_DRAWN = {"step", "progress", "seconds", *CURVES}
+MAX_PICTURES = 4  # of a step
+MAX_SCALARS = 6  # further scalars of a method that get a curve
+
+
+def report(config: ReportConfig) -> Path:
+    """Write one self-contained page about one or several runs.
+
+    Args:
+        config: Run folders, and where the page goes.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: If a folder is no run, or the page cannot be written.
+    """
+    runs = read_runs(config.runs)
+    out = config.out or config.runs[0] / "report.html"
+    page = render(runs, config.title or ", ".join(run.name for run in runs))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
+    console.print(f"report: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(page) / 1e6:.1f} MB: {out}")
+    return out
+
+
+def render(runs: list[Run], title: str) -> str:
+    """The page as text; whatever comes from data is escaped."""
+    environment = Environment(
+        loader=PackageLoader("prevox.reporting"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = tables.duration
+    colours = {run.name: figures.RUN_COLOURS[n % len(figures.RUN_COLOURS)] for n, run in enumerate(runs)}
+    scored = [run for run in runs if not run.scores.empty]
+    rows = tables.score_rows(scored)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        runs=[_overview(run, colours[run.name]) for run in runs],
+        headline=tables.headline(runs),
+        scored=[
+            {**_head(run, colours), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
+            for run in scored
+        ],
+        scores=_score_table(rows),
+        dice_figure=_dice_figure(rows, scored, colours),
+        differences=[_differences(group, colours) for group in tables.same_cases(runs)],
+        cautions=[sentence for run in scored for sentence in tables.cautions(run)],
+        tolerance=next((run.scored["tolerance_mm"] for run in scored if "tolerance_mm" in run.scored), 1.0),
+        curves=_curves(runs, colours),
+        changed=_changed(runs),
+        sections=[_section(run, colours[run.name]) for run in runs],
+    )
+
+
+def _overview(run: Run, colour: str) -> dict[str, Any]:
+    """One line of the first table: what, on which data, how well, how long."""
+    mean, spread = tables.cell(tables.mean_interval(run), 3)
+    return {
+        "name": run.name,
+        "colour": colour,
+        "verb": run.verb,
+        "what": tables.describe(run),
+        "store": Path(str(run.config.get("store", "–"))).name,
+        "images": run.summary.get("images", len(run.split.get("train", []))),
+        "subjects": run.summary.get("subjects"),
+        "held_out": len(run.split.get("validation", [])),
+        "labels": run.config.get("labels"),
+        "steps": run.summary.get("steps", int(run.metrics["step"].max()) if "step" in run.metrics else None),
+        "finished": run.summary.get("finished"),
+        "seconds": run.summary.get("seconds"),
+        "peak_mb": run.summary.get("peak_mb"),
+        "parameters": run.summary.get("parameters"),
+        "predict_seconds": float(run.predictions["seconds"].sum()) if "seconds" in run.predictions else None,
+        "predicted": len(run.predictions),
+        "mean": mean,
+        "spread": spread,
+        "date": run.summary.get("date"),
+    }
+
+
+def _score_table(rows: list[tables.Row], signed: bool = False) -> list[dict[str, Any]]:
+    """Rows as text, with the metric's name on the first row of each metric only."""
+    result: list[dict[str, Any]] = []
+    for row in rows:
+        texts = [tables.cell(interval, row.decimals, signed) for interval in row.cells]
+        distinct = [bool(signed and interval and (interval.low > 0 or interval.high < 0)) for interval in row.cells]
+        first = not result or all(earlier["metric"] != row.metric for earlier in result)
+        result.append(
+            {
+                "metric": row.metric,
+                "first": first,
+                "class_name": row.class_name,
+                "is_mean": row.class_name == tables.MEAN,
+                "cells": [
+                    {"mean": mean, "spread": spread, "distinct": clear}
+                    for (mean, spread), clear in zip(texts, distinct, strict=True)
+                ],
+            }
+        )
+    return result
+
+
+def _head(run: Run, colours: dict[str, str]) -> dict[str, str]:
+    return {"name": run.name, "colour": colours[run.name]}
+
+
+def _dice_figure(rows: list[tables.Row], scored: list[Run], colours: dict[str, str]) -> Any:
+    drawn = [
+        {
+            "group": row.class_name,
+            "colour": colours[run.name],
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+        }
+        for row in rows
+        if row.metric == "Dice"
+        for run, interval in zip(scored, row.cells, strict=True)
+        if interval is not None
+    ]
+    return figures.intervals(drawn, "Dice")
+
+
+def _differences(group: list[Run], colours: dict[str, str]) -> dict[str, Any]:
+    first, others = group[0], group[1:]
+    return {
+        "first": first.name,
+        "others": [_head(run, colours) for run in others],
+        "cases": first.scores["case"].nunique(),
+        "rows": _score_table(tables.difference_rows(first, others), signed=True),
+    }
+
+
+def _curves(runs: list[Run], colours: dict[str, str]) -> list[dict[str, Any]]:
+    """Curves of all runs of a verb, overlaid."""
+    result = []
+    for verb in dict.fromkeys(run.verb for run in runs):
+        members = [run for run in runs if run.verb == verb and not run.metrics.empty]
+        series = [(run.name, colours[run.name], run.metrics) for run in members]
+        extra = dict.fromkeys(
+            str(column)
+            for run in members
+            for column in run.metrics
+            if column not in NOT_DRAWN and pd.api.types.is_numeric_dtype(run.metrics[column])
+        )
+        wanted = CURVES | {column: column.replace("_", " ") for column in list(extra)[:MAX_SCALARS]}
+        drawn = [
+            (heading, figures.curve(series, column, logarithmic=column == "loss", smooth=column != "lr"))
+            for column, heading in wanted.items()
+        ]
+        shown = [{"heading": heading, "svg": svg} for heading, svg in drawn if svg is not None]
+        if shown:
+            legend = [{"name": name, "colour": colour} for name, colour, _ in series]
+            result.append({"verb": verb, "legend": legend, "figures": shown})
+    return result
+
+
+def _changed(runs: list[Run]) -> list[dict[str, Any]]:
+    """Settings in which the runs of a verb differ."""
+    result = []
+    for verb in dict.fromkeys(run.verb for run in runs):
+        members = [run for run in runs if run.verb == verb]
+        rows = tables.changed_settings(members) if len(members) > 1 else []
+        if rows:
+            result.append({"verb": verb, "names": [run.name for run in members], "rows": rows})
+    return result
+
+
+def _section(run: Run, colour: str) -> dict[str, Any]:
+    """Everything about one run: reconstructions, transfer, overlays, settings, environment."""
+    shown, problems = overlays(run, tables.mean_dice(run))
+    names = tables.label_names(run)
+    return {
+        "name": run.name,
+        "colour": colour,
+        "path": str(run.path),
+        "verb": run.verb,
+        "pictures": [
+            {"step": step, "name": name.replace("_", " "), "uri": figures.png_uri(path)}
+            for step, name, path in _first_and_last(run)
+        ],
+        "transfer": _transfer(run.transfer),
+        "overlays": [
+            {
+                "rank": overlay.rank,
+                "image": overlay.image,
+                "score": f"{overlay.score:.3f}",
+                "slice": f"{overlay.slice_number} of {overlay.slices}",
+                "panels": figures.panels(overlay),
+                "volumes": [
+                    {
+                        "name": names.get(value, f"label {value}"),
+                        "colour": figures.label_colour(value),
+                        "reference": f"{reference:.2f}",
+                        "prediction": f"{prediction:.2f}",
+                    }
+                    for value, (reference, prediction) in overlay.volumes.items()
+                ],
+            }
+            for overlay in shown
+        ],
+        "problems": problems,
+        "config": run.config_text,
+        "environment": _environment(run.environment),
+        "command": run.environment.get("command"),
+    }
+
+
+def _first_and_last(run: Run) -> list[tuple[int, str, Path]]:
+    """Pictures of the first and of the newest step that drew any."""
+    steps = sorted({step for step, _, _ in run.pictures})
+    wanted = dict.fromkeys([*steps[:1], *steps[-1:]])
+    return [picture for step in wanted for picture in [p for p in run.pictures if p[0] == step][:MAX_PICTURES]]
+
+
+def _transfer(transfer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of the pre-trained weights: kind, number, names."""
+    meaning = {
+        "loaded": "taken over unchanged",
+        "adapted": "taken over after a change",
+        "missing": "not in the pre-trained weights; start anew",
+        "unexpected": "in the pre-trained weights only; not used",
+    }
+    rows = []
+    for kind, words in meaning.items():
+        found = transfer.get(kind) or []
+        names = [f"{name}: {what}" for name, what in found.items()] if isinstance(found, dict) else list(found)
+        rows.append({"kind": kind, "meaning": words, "count": len(names), "names": names})
+    return rows if transfer else []
+
+
+def _environment(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    packages = environment.get("packages")
+    rows = [(key.replace("_", " "), value) for key, value in environment.items() if key not in {"packages", "command"}]
+    if isinstance(packages, dict):
+        rows.append(("packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)))
+    return [(key, "none" if value is None else str(value)) for key, value in rows]

@@ -1,0 +1,154 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prevox.config.runs import ReportConfig
+from prevox.errors import RunError
+from prevox.reporting import figures
+from prevox.reporting.folders import read_runs
+from prevox.reporting.html import report
+from prevox.reporting.overlays import choose, overlays
+from prevox.reporting.tables import mean_dice
+
+pytestmark = pytest.mark.unit
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Balance(HTMLParser):
+    """Every element that opens must close, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+
+def test_page_is_well_formed(page):
+    parser = Balance()
+    parser.feed(page)
+    assert (parser.faults, parser.open) == ([], [])
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    assert re.findall(r"(?:https?:)?//[a-z0-9][\w.-]+", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)) == []
+    references = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert references
+    assert all(reference.startswith(("#", "data:image/")) for reference in references)
+    assert "<link" not in page
+    assert "@import" not in page
+
+
+def test_names_from_data_are_escaped(page):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert "A &amp; B" in page
+
+
+def test_results_stand_with_their_intervals(page):
+    assert "seg: mean Dice 0.750 (95 % interval " in page
+    assert "3 subjects, 4 cases" in page
+    assert "scratch minus seg, case by case: −0.100 (−0.100 to −0.100); the interval excludes 0." in page
+    for value in ("0.650", "0.850", "0.750", "3.25", "0.900"):
+        assert f'<span class="value">{value}</span> <span class="spread">' in page
+    assert "seg is not scored on 1 reference for want of a prediction." in page
+    assert "25 min 8 s" in page  # both fine-tunings together
+
+
+def test_training_transfer_settings_and_command_are_there(page):
+    for text in ("Learning rate", "Throughput", "adapted: 1 tensor<", "positions: interpolated", "optim.lr"):
+        assert text in page
+    assert "prevox finetune --out run" in page
+    assert "torch 2.13.0" in page
+
+
+def test_pictures_are_the_first_and_the_newest(page):
+    assert "reconstruction, step 100" in page
+    assert "reconstruction, step 300" in page
+    assert "step 200" not in page
+
+
+def test_run_without_anything_but_settings_gives_a_page(empty_run):
+    page = report(ReportConfig(runs=(empty_run,)))
+    assert page == empty_run / "report.html"
+    text = page.read_text()
+    assert "Nothing is evaluated yet" in text
+    assert "mae on network, 75 % masked" in text
+    assert 'id="results"' not in text
+
+
+def test_scans_that_moved_are_said_and_do_not_stop_the_page(full_run):
+    for path in (full_run / "scans").iterdir():
+        path.unlink()
+    text = report(ReportConfig(runs=(full_run,))).read_text()
+    assert text.count("cannot be shown") == 3
+    assert "no such file" in text
+
+
+def test_page_that_cannot_be_written_is_an_error(empty_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        report(ReportConfig(runs=(empty_run,), out=tmp_path / "file" / "report.html"))
+
+
+def test_best_median_and_worst_case():
+    assert choose(pd.Series({"a": 0.1, "b": 0.9, "c": 0.5, "d": np.nan, "e": 0.6, "f": 0.2})) == [
+        ("best", "b"),
+        ("median", "c"),
+        ("worst", "a"),
+    ]
+    assert choose(pd.Series({"a": 0.1, "b": 0.9})) == [("best", "b"), ("worst", "a")]
+    assert choose(pd.Series({"a": 0.1})) == [("best", "a")]
+    assert choose(pd.Series(dtype=float)) == []
+
+
+def test_overlay_shows_the_largest_reference_slice_in_canonical_orientation(full_run):
+    (run,) = read_runs((full_run,))
+    shown, problems = overlays(run, mean_dice(run))
+    assert problems == []
+    assert [overlay.rank for overlay in shown] == ["best", "median", "worst"]
+    best = shown[0]
+    assert best.image == "d"
+    assert (best.slice_number, best.slices) == (7, 8)  # file slice 1 of 8, counted from the other end
+    assert best.aspect == pytest.approx(1.0)
+    label_YX = np.zeros((16, 12))
+    label_YX[3:11, 2:8] = 2
+    assert np.array_equal(best.reference_YX, label_YX[::-1, ::-1])  # the file runs to the left and to the back
+    # class 1: 4 · 6 · 2 voxels of 2 mm³, the prediction lacks half; class 2: 48, the prediction lacks a third
+    assert best.volumes == {1: pytest.approx((0.096, 0.048)), 2: pytest.approx((0.096, 0.064))}
+
+
+def test_long_curves_are_averaged_down():
+    x, y = figures.thin(np.arange(6000.0), np.where(np.arange(6000) == 7, np.nan, 2.0))
+    assert len(x) <= figures.MAX_POINTS
+    assert np.allclose(y, 2.0)
+
+
+def test_figure_takes_its_ink_from_the_page_and_escapes_names():
+    row = {"group": "a<b & $x", "colour": "#2f7dd1", "mean": 0.8, "low": 0.7, "high": 0.9}
+    svg = figures.intervals([row], "Dice")
+    assert "currentColor" in svg
+    assert "a&lt;b &amp; $x" in svg
+    assert figures.INK not in svg
+    assert figures.intervals([{**row, "mean": float("nan")}], "Dice") is None
+
+
+def test_report_needs_no_torch():
+    code = "import sys, prevox.reporting.html; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
