@@ -77,7 +77,7 @@ class ViewLoader:
         self.reads_ahead, self.rank, self.world = reads_ahead, rank, world
         self.sampler = Sampler(images, seed)
         self.waited = 0.0
-        self._shapes = {image: tuple(int(n) for n in store.index.loc[image, "shape"]) for image in self.sampler.images}
+        self._shapes = {image: store.shape(image) for image in self.sampler.images}
         needs_labels = any(group.labels for group in spec.values())
         unlabelled = [image for image in self.sampler.images if needs_labels and not store.has_label(image)]
         if unlabelled:
@@ -134,7 +134,7 @@ class ViewLoader:
             size = group.size if len(group.size) == 3 else (1, *group.size)
             views = [(image, *read) for _, image, reads in rows for read in reads[name]]
             voxels_BCDHW = np.zeros((len(views), channels, *size), np.int16)
-            label_BDHW = np.zeros((len(views), *size), np.uint8) if group.labels else None
+            label_BDHW = np.zeros((len(views), *size), np.int32) if group.labels else None
             for row, (_, box, inside, voxels, label) in enumerate(views):
                 place = tuple(slice(a - b, c - b) for (a, c), (b, _) in zip(inside, box, strict=True))
                 began = perf_counter()

@@ -1,0 +1,54 @@
+"""A tiny chain through the real command line, made once for all end-to-end tests."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from prevox.data.phantom import write_phantoms
+
+MODEL = "--model.size T --model.patch 8 8 8 --model.depth 2".split()
+METHOD = "--method.decoder-width 48 --method.decoder-depth 1 --method.decoder-heads 3".split()
+VIEW = "--views.size 24 24 24".split()
+PRETRAIN = [*MODEL, *METHOD, *VIEW, "--views.augment.flip", "0.5", "--train.log-every", "2"]
+FINETUNE = [*VIEW, "--decoder.features", "4", "--views.foreground", "0.5", "--views.augment.affine", "0.5"]
+
+
+def prevox(*words: object, code: int = 0) -> str:
+    """Run the command as a user would; the exit code must be the expected one."""
+    command = [sys.executable, "-m", "prevox", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, f"{words}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Where the parts of the chain lie."""
+
+    root: Path
+
+    def __getattr__(self, name: str) -> Path:
+        return self.root / name
+
+    @property
+    def catalogue(self) -> Path:
+        return self.root / "c.parquet"
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Phantoms, catalogue, store, a pre-training run, and a fine-tuning run with predictions and scores."""
+    made = Chain(tmp_path_factory.mktemp("chain"))
+    write_phantoms(made.phantoms, 8, seed=3, shape=(28, 32, 30))
+    prevox("catalogue", made.phantoms, "--out", made.catalogue)
+    prevox("prepare", "--catalogue", made.catalogue, "--out", made.store, "--spacing", 3, 3, 3)
+    store = ["--store", made.store]
+    prevox("pretrain", *store, "--out", made.mae, *PRETRAIN, "--train.steps", 6, "--train.checkpoint-every", 3)
+    prevox("finetune", *store, "--out", made.seg, "--pretrained", made.mae, *FINETUNE, "--train.steps", 4)
+    prevox("predict", "--run", made.seg, "--images", made.catalogue, "--split", "validation")
+    prevox("evaluate", "--predictions", made.seg, "--references", made.catalogue)
+    prevox("report", "--runs", made.seg, made.mae)
+    return made
