@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage, optimize
+from scipy import ndimage, optimize, sparse
 
 from prevox.errors import DataError
 
@@ -204,23 +204,35 @@ def resample_label(
     new = resampled_grid(old, spacing)
     if new.shape == old.shape:
         return label_ZYX, old.affine
-    matrices = [_axis_matrix(n, m, 1) for n, m in zip(old.shape, new.shape, strict=True)]
+    matrices = {a: _axis_matrix(old.shape[a], new.shape[a], 1) for a in range(3) if new.shape[a] != old.shape[a]}
     result = np.zeros(new.shape, label_ZYX.dtype)
     best = np.zeros(new.shape, np.float32)
-    for value in np.unique(label_ZYX):
+    for value in values_of(label_ZYX):
         is_value = label_ZYX == value
         box = nonzero_box(is_value[None])
         score = is_value[tuple(slice(*edge) for edge in box)].astype(np.float32)
-        window = []
-        for axis, (matrix, (start, stop)) in enumerate(zip(matrices, box, strict=True)):
-            rows = np.flatnonzero(matrix[:, start:stop].any(axis=1))
+        window = [slice(*edge) for edge in box]
+        for axis in sorted(matrices, key=lambda axis: new.shape[axis] / old.shape[axis]):
+            taps = matrices[axis][:, window[axis]]
+            rows = np.flatnonzero(taps.any(axis=1))
             # a thin class between the samples of a shrinking axis reaches no row
-            window.append(slice(rows[0], rows[-1] + 1) if rows.size else slice(0, 0))
-            score = _apply_along(matrix[window[-1], start:stop], score, axis)
-        better = score > best[tuple(window)]
-        result[tuple(window)][better] = value
-        best[tuple(window)][better] = score[better]
+            window[axis] = slice(rows[0], rows[-1] + 1) if rows.size else slice(0, 0)
+            score = _apply_along(sparse.csr_array(taps[window[axis]]), score, axis)
+        so_far = best[tuple(window)]
+        np.copyto(result[tuple(window)], value, where=score > so_far)
+        np.maximum(so_far, score, out=so_far)
     return result, new.affine
+
+
+def values_of(label: np.ndarray) -> np.ndarray:
+    """Values that occur in a label map, ascending, in its own type; small types are counted, not sorted."""
+    if label.dtype not in (np.uint8, np.uint16):
+        return np.unique(label)
+    found = np.zeros(np.iinfo(label.dtype).max + 1, bool)
+    flat = label.reshape(-1)
+    for start in range(0, flat.size, _SLAB_VOXELS):
+        found[flat[start : start + _SLAB_VOXELS]] = True
+    return np.flatnonzero(found).astype(label.dtype)
 
 
 def _axis_matrix(size: int, new_size: int, order: Literal[1, 3]) -> np.ndarray:
@@ -237,9 +249,12 @@ def _axis_matrix(size: int, new_size: int, order: Literal[1, 3]) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _apply_along(matrix: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
-    """Multiply one axis of an array by a (new, old) matrix."""
+def _apply_along(matrix: np.ndarray | sparse.csr_array, x: np.ndarray, axis: int) -> np.ndarray:
+    """Multiply one axis of an array by a (new, old) matrix; worth being sparse for a few taps (order 1)."""
     before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+    if sparse.issparse(matrix):
+        first = np.moveaxis(x, axis, 0)
+        return np.moveaxis((matrix @ first.reshape(len(first), -1)).reshape(matrix.shape[0], *first.shape[1:]), 0, axis)
     if after == 1:
         result = x.reshape(before, -1) @ matrix.T
     else:
@@ -278,8 +293,7 @@ def to_source(scores_KZYX: np.ndarray, prepared: Grid, source: Grid) -> np.ndarr
         winner = np.zeros(best.shape, labels_ZYX.dtype)
         for index in range(1, len(scores_KZYX)):
             score = frame.interpolate(scores_KZYX[index], rows)
-            better = score > best
-            winner[better] = index
+            np.copyto(winner, index, where=score > best)
             np.maximum(best, score, out=best)
         labels_ZYX[window] = winner
     return frame.turn_back(labels_ZYX)

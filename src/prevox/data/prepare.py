@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from prevox.config.data import PrepareConfig
 from prevox.console import console
-from prevox.data.geometry import canonical_axes, spacing_of
+from prevox.data.geometry import canonical_axes, spacing_of, values_of
 from prevox.data.group import quantise, read_attributes, update_attributes, write_image_group
 from prevox.data.place import Prepared, PrepareSettings, place, prepare_image
 from prevox.data.readers import Image, read_image
@@ -224,7 +224,7 @@ def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
     label_array = None if label is None else label.array_CIJK[0]
     placed = place(array, header.affine, label_array, settings, header.path)
     stored, slope, intercept, max_error = quantise(placed.array_CZYX)
-    values = None if placed.label_ZYX is None else [int(value) for value in np.unique(placed.label_ZYX) if value != 0]
+    values = None if placed.label_ZYX is None else [int(value) for value in values_of(placed.label_ZYX) if value != 0]
     attributes = {
         "schema": SCHEMA,
         "hash": case.hash,

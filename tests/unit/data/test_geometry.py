@@ -175,6 +175,13 @@ def test_thin_class_survives_as_far_as_it_wins():
     label = np.zeros((1, 1, 12), np.uint8)
     label[..., 5] = 1  # one voxel of four: never the largest
     assert not resample_label(label, canonical((1, 1, 1)), (1, 1, 4))[0].any()
+    wide = np.zeros((12, 12, 40), np.uint8)
+    wide[5, 5, 20] = 3  # reaches no sample at all
+    assert not resample_label(wide, canonical((1, 1, 1)), (2, 2, 0.5))[0].any()
+    wide[4:8, 4:8, 18:22] = 5
+    coarse, _ = resample_label(wide, canonical((1, 1, 1)), (2, 2, 0.5))
+    assert np.argwhere(coarse == 5).min(0).tolist() == [2, 2, 36]
+    assert np.argwhere(coarse == 5).max(0).tolist() == [3, 3, 43]
 
 
 def prepare(array, affine, box=None, spacing=None):
