@@ -96,10 +96,18 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Picture:
-    """A row of grey-scale panels with titles, and a note that says how to read them."""
+    """A row of grey-scale panels with titles.
 
-    panels: list[tuple[str, np.ndarray]]  # (title, (H, W) float array)
+    Attributes:
+        panels: Title and (H, W) float array of each.
+        note: How to read them.
+        scales: One number a panel; panels with the same number share their grey scale, so that a faint prediction looks
+            faint beside its target. Empty: each its own.
+    """
+
+    panels: list[tuple[str, np.ndarray]]
     note: str = ""
+    scales: tuple[int, ...] = ()
 
 
 @dataclass

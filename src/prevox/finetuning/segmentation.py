@@ -136,9 +136,8 @@ class Segmentation(Task):
         ]
         values = zip(self.scheme.painted(), self.scheme.classes, strict=True)
         names = ", ".join(f"{value} {name}" for value, name in values)
-        return Picture(
-            panels, f"A training view as the network saw it (first channel, augmented). Grey levels: {names}."
-        )
+        note = f"A training view as the network saw it (first channel, augmented). Grey levels: {names}."
+        return Picture(panels, note, scales=(0, 1, 1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, PNG files, the terminal."""
 
 import json
+import textwrap
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -100,12 +101,14 @@ def draw(picture: Picture, path: Path) -> None:
     width = 2.2
     figure = Figure(figsize=(width * count, width * min(height, 2) + 0.75), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for number, (title, array) in enumerate(picture.panels, start=1):
-        axes = figure.add_subplot(1, count, number)
-        finite = array[np.isfinite(array)]
-        low, high = (float(np.percentile(finite, p)) for p in (1, 99)) if finite.size else (0.0, 1.0)
+    scales = picture.scales or tuple(range(count))
+    for number, (title, array) in enumerate(picture.panels):
+        axes = figure.add_subplot(1, count, number + 1)
+        leader = picture.panels[scales.index(scales[number])][1]  # the first panel of a shared scale sets it
+        finite = leader[np.isfinite(leader)]
+        low, high = (float(np.percentile(finite, p)) for p in (0.5, 99.5)) if finite.size else (0.0, 1.0)
         axes.imshow(array, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", interpolation="nearest")
-        axes.set_title(title, fontsize=7)
+        axes.set_title(textwrap.fill(title, 28), fontsize=7)
         axes.set_axis_off()
     if picture.note:
         figure.supxlabel(picture.note, fontsize=6, wrap=True)

@@ -51,7 +51,7 @@ def reconstruction_picture(
     panels = [("original", panel(image_LP)), ("masked input", fill(image_LP, float(image_LP.min())))]
     if statistics is None:
         panels += [("target", panel(image_LP)), ("prediction", fill(image_LP, prediction_MP))]
-        return Picture(panels, RAW_NOTE)
+        return Picture(panels, RAW_NOTE, scales=(0, 0, 0, 0))
     mean, deviation = statistics
     blank_LP = image_LP.new_zeros(image_LP.shape)  # 0 is the mean of a normalised target
     panels += [
@@ -62,4 +62,4 @@ def reconstruction_picture(
             fill(image_LP, prediction_MP.detach().float() * deviation + mean),
         ),
     ]
-    return Picture(panels, NORMALISED_NOTE)
+    return Picture(panels, NORMALISED_NOTE, scales=(0, 0, 1, 1, 0))
