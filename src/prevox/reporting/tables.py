@@ -211,16 +211,14 @@ def _network(model: dict[str, Any]) -> str:
 
 
 def label_names(run: Run) -> dict[int, str]:
-    """Names of label values: the run's own classes, else its store's if that is still there."""
+    """Names of label values: its store's if that is still there, else those of the run's classes of one value."""
     names = {values[0]: name for name, values in run.classes.items() if len(values) == 1}
-    if names:
-        return names
     path = Path(str(run.config.get("store", ""))) / "store.json"
     try:
         found = json.loads(path.read_text()).get("class_names") or {}
     except (OSError, ValueError):
-        return {}
-    return {int(value): str(name) for value, name in found.items() if str(value).isdigit()}
+        return names
+    return names | {int(value): str(name) for value, name in found.items() if str(value).isdigit()}
 
 
 def changed_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -58,10 +58,12 @@ def test_zscore_nonzero_scores_the_body_and_leaves_background_at_zero(images):
 
 def test_zscore_nonzero_recognises_a_zero_that_quantisation_moved(images):
     statistics = [statistics_of(view) for view in images]
+    step = (images[0, 0].max() - images[0, 0].min()) / 65535  # of an int16 store
     moved = images.copy()
-    moved[0, 0, 0] = 1e-7 * images[0, 0].max()
+    moved[0, 0, 0, 0], moved[0, 0, 0, 1], moved[0, 0, 0, 2] = 0.5 * step, -0.5 * step, step
     result = normalise(torch.from_numpy(moved), statistics, NormaliseConfig(name="zscore_nonzero"))
-    assert (result[0, 0, 0] == 0).all()
+    assert (result[0, 0, 0, :2] == 0).all()
+    assert (result[0, 0, 0, 2] != 0).all()
 
 
 def test_zscore_nonzero_keeps_the_smallest_integer_of_a_full_range_image():
