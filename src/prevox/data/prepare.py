@@ -98,7 +98,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     with _writing(config.out):
         _open_folder(config, settings, user_settings)
         for stale in (config.out / "images").glob(".*.tmp"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         cases = [case for case in all_cases if not _is_done(config.out, case, settings)]
     console.print(f"{len(rows)} images in {config.catalogue}, {len(rows) - len(cases)} already in {config.out}")
     failures: list[tuple[str, str]] = []
