@@ -75,7 +75,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
         ConfigError: If a region holds values that no class can have.
     """
     folder = predictions_folder(config.predictions)
-    predictions = _predicted(folder)
+    predictions = masks_in(folder)
     references = _catalogued(config.references) if config.references.is_file() else _in_folder(config.references)
     matched = [reference for reference in references if reference.case in predictions]
     if not matched:
@@ -143,21 +143,6 @@ def masks_in(folder: Path) -> dict[str, Path]:
         masks[stem_of(path)] = path
     if not masks:
         raise DataError(folder, found="no mask", expected=f"files that end in {', '.join(SUFFIXES)}")
-    return masks
-
-
-def _predicted(folder: Path) -> dict[str, Path]:
-    """Predicted masks by case id; the folder's own list, where there is one, tells masks from probabilities."""
-    listing = folder / "predictions.csv"
-    if not listing.is_file():
-        return masks_in(folder)
-    import pandas as pd
-
-    masks: dict[str, Path] = {}
-    for row in pd.read_csv(listing, dtype=str).itertuples():
-        if row.image in masks:
-            raise _twice(str(row.image), f"two rows of {listing}")
-        masks[str(row.image)] = folder / Path(str(row.file)).name
     return masks
 
 

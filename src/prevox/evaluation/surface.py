@@ -251,7 +251,8 @@ def _nearest(cells: np.ndarray, others: np.ndarray, step: np.ndarray, diagonal: 
     """Distance in mm of every cell to the nearest of the others; the diagonal if there are none."""
     if len(cells) == 0 or len(others) == 0:
         return np.full(len(cells), diagonal)
-    tree = cKDTree(others * step, balanced_tree=False, compact_nodes=False)  # on surfaces the quick build is the better
+    # measured: a quick build with large leaves is as good as a balanced tree on near surfaces, and better on far ones
+    tree = cKDTree(others * step, leafsize=32, balanced_tree=False, compact_nodes=False)
     _, index = tree.query(cells * step)
     # from whole numbers of voxels, so that the place of the structure in the volume leaves no rounding behind
     return np.sqrt((((others[index] - cells) * step) ** 2).sum(axis=1))

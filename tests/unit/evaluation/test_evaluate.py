@@ -196,15 +196,12 @@ def test_background_is_no_region(scans):
         run_on(scans, regions={"bg": (0,)})
 
 
-def test_list_of_predictions_tells_masks_from_probabilities(scans, capsys):
-    folder = scans / "run" / "predictions"
-    save(folder / "a_probabilities.nii.gz", (1, 1, 5))
-    run_on(scans)
-    assert "1 predictions have no reference: a_probabilities" in capsys.readouterr().out
-    listed = pd.DataFrame({"image": ["a", "b"], "file": ["predictions/a.nii.gz", "b.nii.gz"]})
-    listed.to_csv(folder / "predictions.csv", index=False)
-    assert list(run_on(scans).scores["case"].unique()) == ["a", "b"]
-    assert "no reference" not in capsys.readouterr().out
+def test_predictions_without_reference_are_told(scans, capsys):
+    save(scans / "run" / "predictions" / "e.nii.gz", (1, 1, 5))
+    save(scans / "run" / "predictions" / "probabilities" / "a.nii.gz", (1, 1, 5))  # folders are no masks
+    result = run_on(scans)
+    assert "1 predictions have no reference: e" in capsys.readouterr().out
+    assert json.loads((result.path / "summary.json").read_text())["without_reference"] == ["e"]
 
 
 def test_summary_of_a_hand_made_table():
