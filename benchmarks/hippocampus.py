@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-RATES = ("4e-4", "1.2e-3")
+RATES = ("5e-4", "1e-3", "2e-3")
 LABELS = {"all": [], "10": ["--labels", "10"]}
 WEIGHTS = {"pretrained": [], "scratch": ["--scratch"]}
-TRIAL_STEPS, STEPS = "120", "700"
+TRIAL_STEPS, STEPS = "100", "700"
 
 
 def run(out: Path, *words: object, done: Path) -> None:

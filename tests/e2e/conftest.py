@@ -9,9 +9,9 @@ import pytest
 
 from prevox.data.phantom import write_phantoms
 
-MODEL = "--model.size T --model.patch 8 8 8 --model.depth 2".split()
-METHOD = "--method.decoder-width 48 --method.decoder-depth 1 --method.decoder-heads 3".split()
-VIEW = "--views.size 24 24 24".split()
+MODEL = ["--model.size", "T", "--model.patch", "8", "8", "8", "--model.depth", "2"]
+METHOD = ["--method.decoder-width", "48", "--method.decoder-depth", "1", "--method.decoder-heads", "3"]
+VIEW = ["--views.size", "24", "24", "24"]
 PRETRAIN = [*MODEL, *METHOD, *VIEW, "--views.augment.flip", "0.5", "--train.log-every", "2"]
 FINETUNE = [*VIEW, "--decoder.features", "4", "--views.foreground", "0.5", "--views.augment.affine", "0.5"]
 

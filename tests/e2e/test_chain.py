@@ -64,7 +64,9 @@ def test_scores_have_one_row_per_case_and_class(chain: Chain) -> None:
     scores = pd.read_parquet(chain.seg / "evaluation" / "scores.parquet")
     cases = json.loads((chain.seg / "split.json").read_text())["validation"]
     classes = {name for value, name in CLASS_NAMES.items() if int(value) > 0}
-    assert set(zip(scores["case"], scores["class"], strict=True)) == {(case, name) for case in cases for name in classes}
+    assert set(zip(scores["case"], scores["class"], strict=True)) == {
+        (case, name) for case in cases for name in classes
+    }
     assert scores["dice"].dropna().between(0, 1).all()
 
 
@@ -162,7 +164,9 @@ def test_scratch_arm_shares_everything_but_the_encoder(chain: Chain, tmp_path: P
     words = ["--store", chain.store, "--pretrained", chain.mae, *FINETUNE, "--train.steps", 1, "--optim.lr", 1e-12]
     for arm, flags in (("pretrained", []), ("scratch", ["--scratch"])):
         prevox("finetune", *words, *flags, "--out", tmp_path / arm)
-    weights = [load_file(tmp_path / arm / "checkpoints/step_00000001/task.safetensors") for arm in ("pretrained", "scratch")]
+    weights = [
+        load_file(tmp_path / arm / "checkpoints/step_00000001/task.safetensors") for arm in ("pretrained", "scratch")
+    ]
     decoder = [name for name in weights[0] if not name.startswith("network.encoder") and name.endswith("weight")]
     assert decoder
     for name in decoder:

@@ -24,7 +24,18 @@ FORBIDDEN = {
     "reporting": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
 }
 # within data, what runs in spawned processes or before a run must not load torch
-TORCH_FREE = ["geometry", "store", "prepare", "runner", "catalogue", "splits", "phantom", "sampler", "readers", "layouts"]
+TORCH_FREE = [
+    "geometry",
+    "store",
+    "prepare",
+    "runner",
+    "catalogue",
+    "splits",
+    "phantom",
+    "sampler",
+    "readers",
+    "layouts",
+]
 
 
 def modules(part: str) -> list[Path]:

@@ -78,8 +78,8 @@ class NormaliseConfig(Config):
 class AugmentConfig(Config):
     """Augmentation of whole batches on the device; every value is a probability or a range, 0 switches it off."""
 
-    flip: Fraction = 0.0
-    """Probability of mirroring, for each axis by itself."""
+    flip: Fraction | tuple[Fraction, ...] = 0.0
+    """Probability of mirroring, for each axis by itself: one number for all axes, or one per axis (z y x, or y x)."""
     rotate90: Fraction = 0.0
     """Probability of a rotation by 90, 180 or 270 degrees in a random plane whose two sides are equal."""
     affine: Fraction = 0.0
@@ -114,4 +114,6 @@ class ViewsConfig(Config):
     def _two_or_three(self) -> "ViewsConfig":
         if len(self.size) not in (2, 3):
             raise ValueError("size takes two numbers (y x) or three (z y x)")
+        if isinstance(self.augment.flip, tuple) and len(self.augment.flip) != len(self.size):
+            raise ValueError(f"augment.flip takes one number, or {len(self.size)} for views of {len(self.size)} axes")
         return self

@@ -31,7 +31,7 @@ class RawViews:
     voxels_BCDHW: np.ndarray  # int16
     label_BDHW: np.ndarray | None
     boxes: list[Box]
-    shapes: list[tuple[int, ...]]  # of the images, z y x
+    shapes: list[tuple[int, int, int]]  # of the images, z y x
 
 
 @dataclass
@@ -136,11 +136,11 @@ class ViewLoader:
             voxels_BCDHW = np.zeros((len(views), channels, *size), np.int16)
             label_BDHW = np.zeros((len(views), *size), np.int32) if group.labels else None
             for row, (_, box, inside, voxels, label) in enumerate(views):
-                place = tuple(slice(a - b, c - b) for (a, c), (b, _) in zip(inside, box, strict=True))
+                z, y, x = (slice(a - b, c - b) for (a, c), (b, _) in zip(inside, box, strict=True))
                 began = perf_counter()
-                voxels_BCDHW[(row, slice(None), *place)] = voxels.result()
+                voxels_BCDHW[row, :, z, y, x] = voxels.result()
                 if label_BDHW is not None:
-                    label_BDHW[(row, *place)] = label.result()
+                    label_BDHW[row, z, y, x] = label.result()
                 self.waited += perf_counter() - began
             shapes = [self._shapes[image] for image, *_ in views]
             groups[name] = RawViews(voxels_BCDHW, label_BDHW, [box for _, box, *_ in views], shapes)
@@ -193,6 +193,6 @@ def _inside(part: RawViews, size: Sequence[int]) -> torch.Tensor:
     """True where a view lies within its image, (B, 1, D, H, W)."""
     valid_B1DHW = torch.zeros((len(part.boxes), 1, *size), dtype=torch.bool)
     for row, (box, shape) in enumerate(zip(part.boxes, part.shapes, strict=True)):
-        place = tuple(slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(box, shape, strict=True))
-        valid_B1DHW[(row, 0, *place)] = True
+        z, y, x = (slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(box, shape, strict=True))
+        valid_B1DHW[row, 0, z, y, x] = True
     return valid_B1DHW

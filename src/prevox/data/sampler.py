@@ -46,7 +46,7 @@ def torch_seed(seed: int, purpose: str, number: int) -> int:
 
 
 def crop_box(
-    shape: Sequence[int], size: Sequence[int], rng: np.random.Generator, centre: Sequence[int] | None = None
+    shape: Sequence[int], size: Sequence[int], rng: np.random.Generator, centre: np.ndarray | None = None
 ) -> Box:
     """Place a view of `size` voxels in an image of `shape`.
 

@@ -1,7 +1,7 @@
 """Which prediction belongs to which reference, and which classes are scored: everything before a voxel is read."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,7 +85,8 @@ def match_cases(config: EvaluateConfig) -> Matching:
             expected=f"names that equal the ids of {config.references} ({_few(r.case for r in references)})",
             remedy="Name each mask <case id>.nii.gz.",
         )
-    given = _checked(config.regions) or _run_regions(folder.parent)
+    regions = _checked(config.regions) or _run_regions(folder.parent)  # chosen sets: other values are background
+    given = regions or _run_classes(folder.parent)
     cases = [
         Case(
             case=reference.case,
@@ -93,7 +94,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
             prediction=predictions[reference.case],
             reference=reference.path,
             regions=given or reference.classes,
-            strict=config.regions is None,
+            strict=regions is None,
         )
         for reference in matched
     ]
@@ -197,14 +198,21 @@ def _named_classes(names: str) -> Regions:
 
 
 def _run_regions(run: Path) -> Regions | None:
-    """Regions or classes that a run was trained for; None where it does not say."""
-    if not (run / "config.yaml").is_file():
-        return None
-    found = read_yaml(run / "config.yaml").get("regions")
-    if not found and (run / "classes.json").is_file():
-        found = json.loads((run / "classes.json").read_text())
-    regions = {name: tuple(int(value) for value in values) for name, values in (found or {}).items()}
-    return {name: values for name, values in regions.items() if 0 not in values} or None  # background is not scored
+    """Regions that a run was trained for; None where it does not say."""
+    found = read_yaml(run / "config.yaml").get("regions") if (run / "config.yaml").is_file() else None
+    return _scored(found or {})
+
+
+def _run_classes(run: Path) -> Regions | None:
+    """Classes that a run was trained for; None where it does not say."""
+    path = run / "classes.json"
+    return _scored(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _scored(named: Mapping[str, Sequence[int]]) -> Regions | None:
+    """Without the background, which is not scored; None where nothing is left."""
+    regions = {name: tuple(int(value) for value in values) for name, values in named.items()}
+    return {name: values for name, values in regions.items() if 0 not in values} or None
 
 
 def _checked(regions: Regions | None) -> Regions | None:

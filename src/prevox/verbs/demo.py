@@ -43,7 +43,7 @@ def demo(config: DemoConfig) -> Path:
             "train": {"steps": config.pretrain_steps, "seed": config.seed},
         },
     )
-    arms = {"pretrained": False, "scratch": True}
+    arms = {"scratch": True, "pretrained": False}  # the report shows the difference of the later to the first
     for number, (arm, scratch) in enumerate(arms.items(), start=4):
         _say(f"{number}/7 fine-tuning with {config.labels} labelled phantoms: {arm}")
         run_verb(

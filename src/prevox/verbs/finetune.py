@@ -1,7 +1,5 @@
 """`prevox finetune`: a labelled store, and an encoder or none, become a segmentation run."""
 
-import json
-
 from prevox.config.runs import FinetuneConfig
 from prevox.console import console
 from prevox.data.splits import labelled_subset, split_images
@@ -40,7 +38,7 @@ def finetune(config: FinetuneConfig) -> RunResult:
     if config.labels is not None:
         images = labelled_subset(store.index, labelled, config.labels, config.label_seed)
     check_dimensions(store, images, config.views.size, config.store)
-    values = sorted({int(value) for image in labelled for value in store.index.loc[image, "label_values"]})
+    values = sorted({int(value) for image in labelled for value in store.row(image)["label_values"]})
     built = build(
         config,
         channels=int(store.info["channels"]),
@@ -55,6 +53,6 @@ def finetune(config: FinetuneConfig) -> RunResult:
     files = {
         "network.json": describe_network(built.task, built.normalise, store.info["prepare"], store.info["spacing"]),
         "classes.json": {name: list(values) for name, values in built.task.scheme.classes.items()},
-        "transfer.json": json.loads(json.dumps(built.transfer.plain())) if built.transfer else None,
+        "transfer.json": built.transfer.plain() if built.transfer else None,
     }
     return train_run("finetune", config, job, {**split, "train": images}, files)

@@ -57,7 +57,7 @@ def build_method(config: PretrainConfig, channels: int) -> PretrainMethod:
 
 def check_dimensions(store: Store, images: list[str], size: tuple[int, ...], where: Path) -> None:
     """Refuse three-dimensional views of images that are single slices."""
-    flat = [image for image in images if int(store.index.loc[image, "shape"][0]) == 1]
+    flat = [image for image in images if store.shape(image)[0] == 1]
     if len(size) == 3 and flat and size[0] > 1:
         raise DataError(
             where,

@@ -25,15 +25,15 @@ class Flip:
     """Mirror along each axis by itself.
 
     Args:
-        probability: Of mirroring, for each axis.
+        probability: Of mirroring, for each axis; one number for all of them, or one per axis.
     """
 
-    probability: float
+    probability: float | tuple[float, ...]
     name = "flip"
 
     def sample_params(self, num_views: int, size: tuple[int, ...], generator: Generator) -> Params:
         """Draw `axes` (B, A), True where the axis is mirrored."""
-        return {"axes": torch.rand(num_views, len(size), generator=generator) < self.probability}
+        return {"axes": torch.rand(num_views, len(size), generator=generator) < torch.tensor(self.probability)}
 
     def apply(self, x_BCDHW: Tensor, label_B1DHW: Tensor | None, valid_B1DHW: Tensor, params: Params) -> Triple:
         """Mirror the views that drew it; the very same tensors come back if none did."""

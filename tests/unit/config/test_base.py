@@ -100,7 +100,9 @@ def test_unknown_recipe_names_the_nearest() -> None:
         load_recipe("pretrain", "selfmedmae-btvc")
 
 
-@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb in ("pretrain", "finetune") for name in recipe_names(verb)])
+@pytest.mark.parametrize(
+    ("verb", "name"), [(verb, name) for verb in ("pretrain", "finetune") for name in recipe_names(verb)]
+)
 def test_every_shipped_recipe_parses(verb: str, name: str) -> None:
     recipe = load_recipe(verb, name)
     assert not {"store", "out", "recipe"} & recipe.keys(), "a recipe holds no paths"

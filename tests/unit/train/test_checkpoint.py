@@ -30,7 +30,9 @@ class Other(Task):
 
 
 def save(tmp_path, step: int, task: Task | None = None, keep_every: int | None = None):
-    return save_checkpoint(tmp_path, step, task or Toy(), {"a": torch.ones(2)}, {"window": []}, {"size": [8]}, keep_every)
+    return save_checkpoint(
+        tmp_path, step, task or Toy(), {"a": torch.ones(2)}, {"window": []}, {"size": [8]}, keep_every
+    )
 
 
 def test_round_trip_restores_weights_and_buffers(tmp_path) -> None:

@@ -38,6 +38,11 @@ def test_flip_probability_holds_for_each_axis_by_itself():
     assert (axes.sum(1) == 1).any()
 
 
+def test_flip_probability_may_differ_per_axis():
+    axes = Flip((0.0, 1.0)).sample_params(20, (4, 4), torch.Generator().manual_seed(0))["axes"]
+    assert axes.tolist() == [[False, True]] * 20
+
+
 @pytest.mark.parametrize("size", [(3, 3, 3), (2, 4, 4), (4, 4)])
 def test_rotate90_four_times_is_identity_and_labels_follow(size):
     x, label, valid = make(size, views=6)
