@@ -1,0 +1,140 @@
+"""Write docs/results.md from the run folders of finished studies; no number in it is typed.
+
+    python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prevox.config.base import read_yaml
+from prevox.evaluation.statistics import Interval, paired_difference
+
+NOTES = Path(__file__).with_name("notes")  # what a reader must know beside the numbers, one Markdown file a study
+HEAD = """# Results
+
+Made by `python benchmarks/results.py` from run folders; the tables are not typed. Scores are on the original grid,
+without background, from the last checkpoint; intervals are 95 % bootstrap intervals over subjects. What was compared is
+written in `benchmarks/study.py` and was written before it was run.
+"""
+
+
+def interval(row: dict[str, Any] | Interval, digits: int = 3) -> str:
+    mean, low, high = (row[k] if isinstance(row, dict) else getattr(row, k) for k in ("mean", "low", "high"))
+    ends = "" if low is None or low != low else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{mean:.{digits}f}{ends}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def found(run: Path, name: str, metric: str) -> dict[str, Any]:
+    rows = json.loads((run / "evaluation" / "summary.json").read_text())["summary"]
+    return next(row for row in rows if row["class"] == name and row["metric"] == metric)
+
+
+def arms_of(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("*/network.json"))
+
+
+def arms_table(out: Path) -> str:
+    rows = []
+    for run in arms_of(out):
+        config, summary = read_yaml(run / "config.yaml"), json.loads((run / "summary.json").read_text())
+        classes = json.loads((run / "classes.json").read_text())
+        mean = found(run, "mean", "dice")
+        rows.append(
+            [
+                run.name,
+                str(summary["subjects"]),
+                f"{config['optim']['lr']:g}",
+                f"**{interval(mean)}**",
+                "; ".join(f"{name} {interval(found(run, name, 'dice'))}" for name in classes),
+                interval(found(run, "mean", "hd95"), 2),
+                interval(found(run, "mean", "nsd")),
+                f"{mean['cases']} / {mean['subjects']}",
+                str(summary["steps"]),
+                f"{summary['seconds']:.0f}",
+            ]
+        )
+    head = ["arm", "labelled subjects", "lr", "mean Dice", "Dice per class", "HD95 (mm)", "NSD at 1 mm"]
+    return table([*head, "scored cases / subjects", "steps", "training (s)"], rows)
+
+
+def per_case(run: Path) -> pd.DataFrame:
+    scores = pd.read_parquet(run / "evaluation" / "scores.parquet")
+    return scores.groupby("case").agg(subject=("subject", "first"), dice=("dice", "mean"))
+
+
+def difference_table(out: Path) -> str:
+    rows = []
+    for run in arms_of(out):
+        scratch = out / run.name.replace("pretrained", "scratch")
+        if run.name.startswith("pretrained") and scratch.is_dir():
+            both = per_case(run).join(per_case(scratch), rsuffix="_scratch", how="inner")
+            gain = paired_difference(both["dice"], both["dice_scratch"], both["subject"])
+            rows.append([run.name.removeprefix("pretrained-"), interval(gain), str(gain.subjects)])
+    return table(["labelled subjects", "mean Dice, pre-trained minus scratch (paired)", "subjects"], rows)
+
+
+def trials_table(out: Path) -> str:
+    trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    if not trials:
+        return "Every arm had one learning rate, the same for all; nothing was chosen.\n"
+    rows = [[trial["arm"], trial["lr"], f"{trial['dice']:.3f}"] for trial in trials]
+    return (
+        "All learning-rate trials (shorter runs, inner split of the training subjects):\n\n"
+        + table(["arm", "lr", "mean Dice, inner validation"], rows)
+    )
+
+
+def pretraining_line(out: Path) -> str:
+    summary = json.loads((out / "mae" / "summary.json").read_text())
+    rows = [json.loads(line) for line in (out / "mae" / "metrics.jsonl").read_text().splitlines()]
+    return (
+        f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, {summary['steps']} "
+        f"steps in {summary['seconds']:.0f} s; loss (normalised target, 1 is what predicting zero gives) from "
+        f"{rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
+    )
+
+
+def seconds_of(out: Path) -> float:
+    folders = [path.parent for path in out.rglob("summary.json") if path.parent.name != "evaluation"]
+    return sum(json.loads((folder / "summary.json").read_text())["seconds"] for folder in folders)
+
+
+def section(name: str, out: Path) -> str:
+    environment = json.loads((out / "mae" / "environment.json").read_text())
+    date = json.loads((out / "mae" / "summary.json").read_text())["date"]
+    commands = (out / "commands.txt").read_text()
+    note = (NOTES / f"{name}.md").read_text() if (NOTES / f"{name}.md").is_file() else ""
+    return "\n".join(
+        [
+            f"## {name}\n",
+            f"{date}, {environment['processor']}, {environment['cores']} cores, torch {environment['packages']['torch']}, "
+            f"revision {environment['git']}; {seconds_of(out) / 60:.0f} minutes of training in all, trials included.\n",
+            pretraining_line(out),
+            arms_table(out),
+            difference_table(out),
+            trials_table(out),
+            note,
+            f"<details><summary>All commands (`python benchmarks/study.py {name} DATA OUT`)</summary>\n",
+            f"```\n{commands}```\n\n</details>\n",
+        ]
+    )
+
+
+def main(target: Path, studies: list[str]) -> None:
+    parts = [section(name, Path(out)) for name, _, out in (study.partition("=") for study in studies)]
+    target.write_text("\n".join([HEAD, *parts]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:])

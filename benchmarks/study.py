@@ -1,0 +1,115 @@
+"""What pre-training buys on a data set, by the command line alone; written down before it is run.
+
+    python benchmarks/study.py hippocampus DATA OUT     # DATA: Task04_Hippocampus with subjects.csv
+    python benchmarks/study.py sts-pet DATA OUT         # DATA: nnUNet_raw/Dataset101_STSPET
+
+Subjects are split 80 % / 20 % with seed 0. The encoder is pre-trained on the training subjects' images without labels.
+The arms (pre-trained and scratch, at each number of labelled subjects) are fine-tuned with the same settings, steps and
+seed. Where a study names several learning rates, each arm's is chosen among the same ones by the mean Dice on an inner
+split of the training subjects, with shorter runs; all trials are listed in OUT/trials.jsonl, in the order in which they
+were run. The last checkpoint is scored once on the 20 %. What is finished is not done again.
+`benchmarks/results.py` makes docs/results.md from OUT.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data set and the budget spent on it."""
+
+    labels: tuple[str, ...]  # numbers of labelled subjects, or "all"
+    rates: tuple[str, ...]
+    steps: str
+    trial_steps: str = "100"
+    catalogue: tuple[str, ...] = ()  # further flags; {data} is the data folder
+    prepare: tuple[str, ...] = ()
+    pretrain: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    weights: dict[str, list[str]] = field(default_factory=lambda: {"pretrained": [], "scratch": ["--scratch"]})
+
+
+STUDIES = {
+    "hippocampus": Study(
+        labels=("all", "10"),
+        rates=("5e-4", "1e-3", "2e-3"),
+        steps="700",
+        catalogue=("--table", "{data}/subjects.csv", "--group", "subject_group"),
+        prepare=("--spacing", "1", "1", "1"),
+    ),
+    "sts-pet": Study(  # a tiny budget: shows that the second layout goes through the same chain
+        labels=("all",),
+        rates=("1e-3",),
+        steps="150",
+        prepare=("--spacing", "median"),
+        pretrain=("--views.size", "32", "32", "32", "--train.steps", "400"),
+        finetune=("--views.size", "32", "32", "32"),
+    ),
+}
+
+
+def run(out: Path, *words: object, done: Path) -> None:
+    """Run one command unless its result is there; the commands are listed in OUT/commands.txt."""
+    command = ["prevox", *map(str, words)]
+    shown = shlex.join(command).replace(f"{out}/", "")
+    log = out / "commands.txt"
+    known = log.read_text().splitlines() if log.is_file() else []
+    if shown not in known:
+        log.write_text("\n".join([*known, shown]) + "\n")
+    if done.exists():
+        return
+    print(f"$ {shown}", flush=True)
+    subprocess.run([sys.executable, "-m", "prevox", *command[1:]], check=True)
+
+
+def score(out: Path, arm: Path, catalogue: Path) -> float:
+    """Predict and score an arm's held-out images; its mean Dice."""
+    summary = arm / "evaluation" / "summary.json"
+    predicted = arm / "predictions.done"
+    run(out, "predict", "--run", arm, "--images", catalogue, "--split", "validation", done=predicted)
+    predicted.touch()
+    run(out, "evaluate", "--predictions", arm, "--references", catalogue, done=summary)
+    rows = json.loads(summary.read_text())["summary"]
+    return float(next(row["mean"] for row in rows if row["class"] == "mean" and row["metric"] == "dice"))
+
+
+def main(study: Study, data: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    catalogue, store, mae = out / "catalogue.parquet", out / "store", out / "mae"
+    extra = [word.format(data=data) for word in study.catalogue]
+    run(out, "catalogue", data, *extra, "--out", catalogue, done=catalogue)
+    run(out, "prepare", "--catalogue", catalogue, "--out", store, *study.prepare, done=store / "index.parquet")
+    base = ["--store", store, "--resume"]
+    words = ["--recipe", "mae-vit-cpu", *study.pretrain]
+    run(out, "pretrain", *words, *base, "--out", mae, done=mae / "summary.json")
+    tune = ["finetune", "--recipe", "unetr-vit-cpu", *study.finetune, *base, "--pretrained", mae]
+    trials = []
+    for weights, scratch in study.weights.items():
+        for labels in study.labels:
+            few = [] if labels == "all" else ["--labels", labels]
+            dice = {}
+            for rate in study.rates if len(study.rates) > 1 else ():
+                arm = out / "trials" / f"{weights}-{labels}-{rate}"
+                words = [*scratch, *few, "--optim.lr", rate, "--train.steps", study.trial_steps, "--split.inner"]
+                run(out, *tune, *words, "--out", arm, done=arm / "summary.json")
+                dice[rate] = score(out, arm, catalogue)
+                trials.append({"arm": f"{weights}-{labels}", "lr": rate, "dice": dice[rate]})
+            best = max(study.rates, key=lambda rate: dice.get(rate, 0.0))
+            arm = out / f"{weights}-{labels}"
+            words = [*scratch, *few, "--optim.lr", best, "--train.steps", study.steps]
+            run(out, *tune, *words, "--out", arm, done=arm / "summary.json")
+            score(out, arm, catalogue)
+    (out / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
+    arms = [out / f"{weights}-{labels}" for labels in study.labels for weights in reversed(study.weights)]
+    run(out, "report", "--runs", *arms, mae, "--out", out / "report.html", done=out / "report.html")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] not in STUDIES:
+        sys.exit(__doc__)
+    main(STUDIES[sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3]))
