@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -107,6 +107,7 @@ class Engine:
         Raises:
             RunError: If the loss stops being finite, or a checkpoint cannot be written.
         """
+        reset_peak(self.accelerator.device)
         step, seconds_before = self._restore(run)
         began = perf_counter()
         stopping = False
@@ -243,6 +244,7 @@ class Engine:
         Returns:
             Median seconds per step, peak memory in MB.
         """
+        reset_peak(self.accelerator.device)
         batches = self.loader.batches()
         seconds = []
         for step in range(warm + timed):
@@ -302,9 +304,21 @@ def _collectives(accelerator: Any) -> tuple[Callable[[Tensor], Tensor], Callable
     return (lambda x: torch.cat(all_gather(x))), (lambda x: accelerator.reduce(x.detach(), "mean"))
 
 
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_mb` count from here: a process may train several times."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_mb(device: torch.device) -> float:
-    """Largest memory so far in MB: the GPU's where there is one, else the process's resident set."""
+    """Largest memory since `reset_peak` in MB: the GPU's where there is one, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
     scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from prevox.config.runs import PretrainConfig
 from prevox.data.splits import split_images
 from prevox.data.store import Store
@@ -49,9 +51,12 @@ def pretrain(config: PretrainConfig) -> RunResult:
 
 
 def build_method(config: PretrainConfig, channels: int) -> PretrainMethod:
-    """Build the registered method that the settings name."""
+    """Build the registered method that the settings name; its initial weights are a function of `train.seed`."""
     name = config.method.name  # type: ignore[attr-defined]
-    method: PretrainMethod = resolve(method_entry(name).build)(config.method, config.model, config.views, channels)
+    build = resolve(method_entry(name).build)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        method: PretrainMethod = build(config.method, config.model, config.views, channels)
     return method
 
 

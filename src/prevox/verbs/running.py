@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prevox.config.runs import RunConfig
 from prevox.console import console
+from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
 from prevox.train.optim import count_parameters
 from prevox.train.run_folder import environment, open_run, write_json
@@ -39,11 +40,16 @@ def train_run(
     if config.dry_run:
         return dry_run(config, job)
     run = open_run(config, verb)
+    engine = Engine(job)
+    finished = checkpoint_folders(run)
+    if finished and step_of(finished[-1]) >= engine.steps and (run / "summary.json").is_file():
+        console.print(f"{verb}: {run} is finished; nothing to do")
+        return RunResult(run, finished=True, seconds=0.0)
+    (run / "summary.json").unlink(missing_ok=True)  # it speaks of an earlier attempt
     write_json(run / "split.json", split)
     write_json(run / "environment.json", environment(str(job.store.info["hash"])))
     for name, content in (files or {}).items():
         write_json(run / name, content)
-    engine = Engine(job)
     subjects = job.store.index.loc[job.images, "subject"].nunique()
     console.print(
         f"{verb}: {len(job.images)} images of {subjects} subjects, {count_parameters(job.task) / 1e6:.1f} M parameters "
