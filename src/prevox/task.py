@@ -103,11 +103,13 @@ class Picture:
         note: How to read them.
         scales: One number a panel; panels with the same number share their grey scale, so that a faint prediction looks
             faint beside its target. Empty: each its own.
+        limits: Darkest and brightest value of a scale, by its number; others come from the panel's percentiles.
     """
 
     panels: list[tuple[str, np.ndarray]]
     note: str = ""
     scales: tuple[int, ...] = ()
+    limits: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass

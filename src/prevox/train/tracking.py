@@ -105,14 +105,19 @@ def draw(picture: Picture, path: Path) -> None:
     for number, (title, array) in enumerate(picture.panels):
         axes = figure.add_subplot(1, count, number + 1)
         leader = picture.panels[scales.index(scales[number])][1]  # the first panel of a shared scale sets it
-        finite = leader[np.isfinite(leader)]
-        low, high = (float(np.percentile(finite, p)) for p in (0.5, 99.5)) if finite.size else (0.0, 1.0)
+        low, high = picture.limits.get(scales[number]) or _percentiles(leader)
         axes.imshow(array, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", interpolation="nearest")
         axes.set_title(textwrap.fill(title, 28), fontsize=7)
         axes.set_axis_off()
     if picture.note:
         figure.supxlabel(picture.note, fontsize=6, wrap=True)
     figure.savefig(path)
+
+
+def _percentiles(array: np.ndarray) -> tuple[float, float]:
+    finite = array[np.isfinite(array)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
+    return float(low), float(high)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
