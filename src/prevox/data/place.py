@@ -103,7 +103,7 @@ def place(
     finite_range(image_CIJK, where)
     i, j, k = image_CIJK.shape[1:]
     source = Grid((i, j, k), np.asarray(affine, np.float64))
-    axes = canonical_axes(source.affine)
+    axes = canonical_axes(source.affine, source.shape)
     array, turned_affine = reorient(image_CIJK, source.affine, *axes)
     label = None
     if label_IJK is not None:

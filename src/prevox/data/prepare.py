@@ -152,7 +152,7 @@ def _spacing(config: PrepareConfig, rows: list[dict[str, Any]]) -> tuple[float, 
     if config.spacing == "none":
         return None
     if config.spacing == "median":
-        z, y, x = np.median([_canonical_spacing(row["affine"]) for row in rows], axis=0).round(6).tolist()
+        z, y, x = np.median([_canonical_spacing(row) for row in rows], axis=0).round(6).tolist()
         return z, y, x
     if len(config.spacing) != 3:
         raise ConfigError(f"--spacing {config.spacing}: {len(config.spacing)} numbers; expected three (z y x), in mm.")
@@ -160,14 +160,14 @@ def _spacing(config: PrepareConfig, rows: list[dict[str, Any]]) -> tuple[float, 
     return z, y, x
 
 
-def _canonical_spacing(affine: list[float]) -> list[float]:
-    spacing = spacing_of(np.reshape(affine, (4, 4)))
-    return [spacing[axis] for axis in _axes(affine)]
+def _canonical_spacing(row: dict[str, Any]) -> list[float]:
+    spacing = spacing_of(np.reshape(row["affine"], (4, 4)))
+    return [spacing[axis] for axis in _axes(row["affine"], (row["shape_i"], row["shape_j"], row["shape_k"]))]
 
 
-def _axes(affine: list[float]) -> tuple[int, int, int]:
+def _axes(affine: list[float], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Source axes in canonical order."""
-    return canonical_axes(np.reshape(affine, (4, 4)))[0]
+    return canonical_axes(np.reshape(affine, (4, 4)), shape)[0]
 
 
 def _open_folder(config: PrepareConfig, settings: PrepareSettings, user_settings: dict[str, Any]) -> None:
@@ -306,7 +306,8 @@ def _print_summary(out: Path, index: "pd.DataFrame", failures: list[tuple[str, s
     table.add_row("images in the store", str(len(index)))
     if len(index):
         turned = [
-            np.array(shape)[list(_axes(a))] for shape, a in zip(index.source_shape, index.source_affine, strict=True)
+            np.array(shape)[list(_axes(a, shape))]
+            for shape, a in zip(index.source_shape, index.source_affine, strict=True)
         ]
         before, after, spacing = (
             np.median(x, axis=0) for x in (turned, index["shape"].tolist(), index["spacing"].tolist())

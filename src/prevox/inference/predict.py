@@ -19,11 +19,11 @@ import torch
 
 from prevox.config.runs import PredictConfig
 from prevox.console import console
-from prevox.data.geometry import scores_to_source, to_source
 from prevox.data.place import Prepared, prepare_image
 from prevox.data.prepare import channel_statistics
 from prevox.data.quality import check_same_grid
 from prevox.data.readers import Header, read_image, suffix_of, write_image, write_mask
+from prevox.data.restore import scores_to_source, to_source
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.finetuning.labels import LabelScheme

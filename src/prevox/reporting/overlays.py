@@ -114,5 +114,6 @@ def _locate(folder: Path, path: str) -> Path:
 def _canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """First channel of a file, (Z, Y, X), and its affine."""
     found = read_image(path)
-    array_CZYX, affine = reorient(found.array_CIJK[:1], found.header.affine, *canonical_axes(found.header.affine))
+    axes = canonical_axes(found.header.affine, found.header.shape_ijk)
+    array_CZYX, affine = reorient(found.array_CIJK[:1], found.header.affine, *axes)
     return array_CZYX[0], affine

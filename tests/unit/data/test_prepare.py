@@ -10,11 +10,12 @@ from scipy.spatial.transform import Rotation
 
 from prevox.config.data import CatalogueConfig, PrepareConfig
 from prevox.data.catalogue import catalogue
-from prevox.data.geometry import Grid, spacing_of, to_source
+from prevox.data.geometry import Grid, spacing_of
 from prevox.data.group import read_attributes
 from prevox.data.place import PrepareSettings, prepare_image
 from prevox.data.prepare import prepare
 from prevox.data.readers import read_image
+from prevox.data.restore import to_source
 from prevox.data.store import Store
 from prevox.errors import ConfigError, DataError, RunError
 
