@@ -125,6 +125,50 @@ def test_2d_files_get_a_third_axis(tmp_path):
     assert nib.load(tmp_path / "m.nii.gz").shape == (5, 6)
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_mask_of_a_2d_itk_file_is_2d(tmp_path, suffix):
+    flat = ramp()[:, :, 0].copy()
+    source = sitk.GetImageFromArray(flat.T)
+    source.SetOrigin([3.0, -4.0])
+    source.SetSpacing([0.5, 2.0])
+    source.SetDirection([0.0, -1.0, 1.0, 0.0])
+    sitk.WriteImage(source, str(tmp_path / f"a{suffix}"))
+    header = read_header(tmp_path / f"a{suffix}")
+    label = (flat > 9).astype(np.uint8)
+    write_mask(tmp_path / f"m{suffix}", label[:, :, None], header)
+    mask = sitk.ReadImage(str(tmp_path / f"m{suffix}"))
+    assert (mask.GetSize(), mask.GetOrigin(), mask.GetSpacing()) == ((5, 6), (3.0, -4.0), (0.5, 2.0))
+    assert mask.GetDirection() == (0.0, -1.0, 1.0, 0.0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, label)
+    scores = np.random.default_rng(0).random((3, 5, 6, 1), dtype=np.float32)
+    write_image(tmp_path / f"p{suffix}", scores, header)
+    assert sitk.ReadImage(str(tmp_path / f"p{suffix}")).GetDimension() == 2
+    np.testing.assert_array_equal(read_image(tmp_path / f"p{suffix}").array_CIJK, scores)
+    write_mask(tmp_path / "m.nii.gz", label[:, :, None], header)
+    assert nib.load(tmp_path / "m.nii.gz").shape == (5, 6)
+    np.testing.assert_allclose(read_header(tmp_path / "m.nii.gz").affine, header.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
+def test_nifti_units_become_mm(tmp_path, unit, mm):
+    in_units = AFFINES["oblique"].copy()
+    in_units[:3] /= mm
+    image = nib.Nifti1Image(ramp(), in_units)
+    image.set_sform(in_units, 1)
+    image.set_qform(in_units, 1)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii.gz")
+    header = read_header(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(header.affine, AFFINES["oblique"], rtol=1e-5)
+    write_mask(tmp_path / "m.nii.gz", (ramp() > 9).astype(np.uint8), header)
+    a, m = nib.load(tmp_path / "a.nii.gz").header, nib.load(tmp_path / "m.nii.gz").header
+    for field in ("xyzt_units", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
+        np.testing.assert_array_equal(m[field], a[field], err_msg=field)
+    np.testing.assert_array_equal(m.get_best_affine(), a.get_best_affine())
+    write_mask(tmp_path / "m.mha", (ramp() > 9).astype(np.uint8), header)  # a format that knows mm only
+    np.testing.assert_allclose(sitk.ReadImage(str(tmp_path / "m.mha")).GetSpacing(), [0.7, 1.5, 3.0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("stored", "slope", "expected"),
     [
@@ -226,8 +270,10 @@ def test_large_label_values_and_wrong_masks(tmp_path):
 
 
 def test_missing_empty_unknown_and_broken_files(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such file; expected an image"):
         read_image(tmp_path / "absent.nii.gz")
+    with pytest.raises(DataError, match=r"the folder \S+/moved does not exist.*`prevox catalogue` on its new place"):
+        read_image(tmp_path / "moved" / "imagesTr" / "a.nii.gz")
     (tmp_path / "empty.nii.gz").touch()
     with pytest.raises(DataError, match="0 bytes"):
         read_header(tmp_path / "empty.nii.gz")

@@ -123,7 +123,21 @@ def _reader(path: Path) -> ModuleType:
     if suffix is None:
         raise DataError(path, found="a file of unknown kind", expected=f"one of {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise DataError(path, found="no such file", expected="an image", remedy="Check the path.")
+        raise _absent(path)
     if path.stat().st_size == 0:
         raise DataError(path, found="an empty file (0 bytes)", expected="an image", remedy="Copy or export it again.")
     return _module(suffix)
+
+
+def _absent(path: Path) -> DataError:
+    """The error for a file that is not there; where its folder is gone as well, the dataset has probably moved."""
+    gone = [folder for folder in path.parents if not folder.exists()]
+    if not gone:
+        return DataError(path, found="no such file", expected="an image", remedy="Check the path.")
+    return DataError(
+        path,
+        found=f"no such file; the folder {gone[-1]} does not exist",
+        expected="the dataset where it was when it was catalogued",
+        remedy="Check the path. If the dataset has moved, run `prevox catalogue` on its new place, then `prevox "
+        "prepare` again: only rows change, no image is prepared anew.",
+    )

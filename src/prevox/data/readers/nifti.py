@@ -20,6 +20,7 @@ _GEOMETRY = (
     *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # spatial bits of xyzt_units: metre and micrometre; 2 is mm, 0 not said
 
 
 def read_header(path: Path) -> Header:
@@ -51,7 +52,7 @@ def write_image(path: Path, array: np.ndarray, like: Header) -> None:
     is_nifti = codes["format"] == "nifti"
     kind = nib.Nifti2Image if is_nifti and codes["version"] == 2 else nib.Nifti1Image
     data = array if array.ndim == 3 else np.moveaxis(array, 0, -1)
-    if is_nifti and codes["ndim"] == 2 and data.ndim == 3:
+    if codes["ndim"] == 2 and data.ndim == 3:
         data = data[:, :, 0]
     if is_nifti:
         header = kind.header_class()
@@ -96,4 +97,6 @@ def _header(path: Path, source: Any) -> Header:
     codes |= {field: raw[field].tolist() for field in _GEOMETRY}
     silent = codes["qform_code"] == 0 and codes["sform_code"] == 0
     flags = ("no_geometry",) if silent else ()  # nibabel then assumes LAS from the voxel size alone
-    return Header(path, shape_ijk, channels, check_affine(path, source.affine), codes, dtype.name, flags)
+    affine = np.array(source.affine, dtype=np.float64)
+    affine[:3] *= _MM_PER_UNIT.get(int(raw["xyzt_units"]) & 7, 1.0)
+    return Header(path, shape_ijk, channels, check_affine(path, affine), codes, dtype.name, flags)

@@ -39,11 +39,14 @@ def read_image(path: Path) -> Image:
 
 
 def write_image(path: Path, array: np.ndarray, like: Header) -> None:
-    """Write (I, J, K) or (K, I, J, K) with origin, spacing and direction of `like`."""
-    image = sitk.GetImageFromArray(array.T, isVector=array.ndim == 4)
+    """Write (I, J, K) or (K, I, J, K) with origin, spacing and direction of `like`; in 2D where `like` is 2D."""
     codes = like.codes
+    flat = codes["format"] == "sitk" and codes["ndim"] == 2  # a 2D NIfTI file has a place in space that 2D here has not
+    image = sitk.GetImageFromArray((array[..., 0] if flat else array).T, isVector=array.ndim == 4)
     if codes["format"] == "sitk":
-        origin, spacing, direction = codes["origin"], codes["spacing"], codes["direction"]
+        n = 2 if flat else 3
+        origin, spacing = codes["origin"][:n], codes["spacing"][:n]
+        direction = np.reshape(codes["direction"], (3, 3))[:n, :n].ravel().tolist()
     else:
         affine = _LPS_TO_RAS @ like.affine
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -78,6 +81,7 @@ def _header(path: Path, reader: Any) -> Header:
     affine[:3, :3], affine[:3, 3] = direction * spacing, origin
     codes = {
         "format": "sitk",
+        "ndim": n,
         "origin": origin.tolist(),
         "spacing": spacing.tolist(),
         "direction": direction.ravel().tolist(),
