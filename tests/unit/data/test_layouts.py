@@ -55,6 +55,42 @@ def test_msd(tmp_path):
     assert ids(recognise(root / "dataset.json")) == ids(entries)
 
 
+def test_msd_lists_as_monai_writes_them(tmp_path):
+    root, elsewhere = tmp_path / "lists", tmp_path / "elsewhere" / "v.nii.gz"
+    touch(root, "a.nii.gz", "la.nii.gz", "t.nii.gz")
+    touch(tmp_path, "elsewhere/v.nii.gz")
+    training = [{"image": "a.nii.gz", "label": "la.nii.gz"}]
+    describe(root, training=training, validation=[{"image": str(elsewhere)}], test=["t.nii.gz", "a.nii.gz"])
+    entries = recognise(root)
+    assert ids(entries) == {"a": "la.nii.gz", "v": None, "t": None}  # a, listed with and without label, once
+    assert entries[1].paths == (elsewhere,)
+    describe(root, training=training, validation={"image": "t.nii.gz"})
+    with pytest.raises(DataError, match=r"'validation'.*expected a list"):
+        recognise(root)
+
+
+def test_an_empty_list_leaves_the_folder_to_other_layouts(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    describe(tmp_path, channel_names={"0": "CT"}, labels={"background": 0, "liver": 1}, training=[])
+    (entry,) = recognise(tmp_path)
+    assert (entry.image, entry.layout) == ("a", "nnunet")
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "t": 1, "ignore": 2}, {"0": "background", "1": "ignore"}])
+def test_ignore_is_refused(labels, tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    describe(tmp_path, channel_names={"0": "CT"}, labels=labels)
+    with pytest.raises(DataError, match=r"dataset\.json.*'ignore'.*Take it out"):
+        recognise(tmp_path)
+
+
+def test_channel_names_the_wrong_way_round(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    describe(tmp_path, channel_names={"CT": 0}, labels={"background": 0})
+    with pytest.raises(DataError, match=r"channels \{'CT': 0\}; expected"):
+        recognise(tmp_path)
+
+
 def test_msd_duplicate_names_both_files(tmp_path):
     touch(tmp_path, "imagesTr/a.nii.gz", "imagesTs/a.nii.gz")
     describe(tmp_path, training=[{"image": "imagesTr/a.nii.gz"}], test=["imagesTs/a.nii.gz"])
@@ -109,8 +145,11 @@ def test_nnunet_file_without_channel_number(tmp_path):
 def test_plain_folder_with_pairs(tmp_path):
     touch(tmp_path, "images/a.nii.gz", "images/sub/b.nrrd", "labels/a.mha", "labels/sub/b.nii.gz", "labels/lonely.nii")
     touch(tmp_path, "unlabelled/c.mha", ".hidden/d.nii.gz", ".e.nii.gz", "notes.txt", "deep/er/f.nii")
-    assert ids(recognise(tmp_path)) == {"a": "a.mha", "b": "b.nii.gz", "c": None, "f": None}
-    assert {entry.layout for entry in recognise(tmp_path)} == {"folder"}
+    entries = recognise(tmp_path)
+    assert ids(entries) == {"a": "a.mha", "b": "b.nii.gz", "c": None, "f": None, "labels/lonely": "lonely.nii"}
+    assert {entry.layout for entry in entries} == {"folder"}
+    (lonely,) = [entry for entry in entries if entry.problem is not None]
+    assert "labels/lonely.nii: found a label map without image" in str(lonely.problem)
     (single,) = recognise(tmp_path / "unlabelled" / "c.mha")
     assert (single.image, single.root) == ("c", tmp_path / "unlabelled")
 
@@ -119,7 +158,70 @@ def test_folder_of_images_without_labels_beside_them(tmp_path):
     touch(tmp_path, "labels/a.nii.gz")
     assert ids(recognise(tmp_path)) == {"a": None}  # no images/ beside it: nothing says that these are labels
     touch(tmp_path, "images/b.nii.gz")
-    assert ids(recognise(tmp_path)) == {"b": None}
+    assert ids(recognise(tmp_path)) == {"b": None, "labels/a": "a.nii.gz"}  # now they are: one without its image
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    root, elsewhere = tmp_path / "scans", tmp_path / "disk"
+    touch(root, "images/a.nii.gz")
+    touch(elsewhere, "b.nii.gz", "deep/c.nii.gz", ".hidden/d.nii.gz")
+    (root / "more").symlink_to(elsewhere)
+    (root / "again").symlink_to(root / "images")  # found as images/ already
+    (elsewhere / "deep" / "loop").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(tmp_path)
+    assert ids(recognise(root)) == {"a": None, "b": None, "c": None}
+
+
+def names(entries) -> dict[str, tuple[list[str], str | None]]:
+    return {e.image: ([p.name for p in e.paths], e.label.name if e.label else None) for e in entries}
+
+
+@pytest.mark.parametrize("folder", ["imagesTs", "imagesTr", "images"])
+def test_channels_of_a_folder_without_dataset_json(folder, tmp_path, capsys):
+    root = tmp_path / "Dataset001"
+    touch(root, *(f"{folder}/{case}_{n:04d}.nii.gz" for case in "ab" for n in range(2)), f"{folder}/c_0000.nii.gz")
+    for path in (root, root / folder):  # the folder itself is what nnU-Net's own prediction takes
+        entries = recognise(path)
+        both = ["_0000.nii.gz", "_0001.nii.gz"]
+        assert names(entries) == {
+            "a": ([f"a{end}" for end in both], None),
+            "b": ([f"b{end}" for end in both], None),
+            "c": (["c_0000.nii.gz"], None),
+        }
+        assert {(entry.root, entry.collection) for entry in entries} == {(root, "Dataset001")}
+        assert [str(e.problem).partition(" in ")[0] for e in entries if e.problem] == [
+            "c: found channels [0]; expected channels [0, 1], as other cases"
+        ]
+    assert "5 files are 3 images of 2" in capsys.readouterr().out
+
+
+def test_channels_and_labels_without_dataset_json(tmp_path, capsys):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz", "imagesTs/t_0000.nii.gz")
+    a, t = (["a_0000.nii.gz", "a_0001.nii.gz"], "a.nii.gz"), (["t_0000.nii.gz"], None)
+    assert names(recognise(tmp_path)) == {"a": a, "t": t}
+    assert names(recognise(tmp_path / "imagesTr")) == {"a": a}
+    assert "channel numbers" not in capsys.readouterr().out  # labels say that these are channels
+
+
+def test_a_folder_of_images_takes_the_dataset_json_above(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTs/t_0000.nii.gz", "imagesTs/u_0001.nii.gz")
+    describe(tmp_path, name="Livers", channel_names={"0": "CT"}, labels={"background": 0, "liver": 1})
+    t, u = recognise(tmp_path / "imagesTs")
+    assert (t.image, t.collection, t.modality, t.class_names) == ("t", "Livers", "CT", {1: "liver"})
+    assert "u: found channels [1]; expected channels [0] (CT), as dataset.json says" in str(u.problem)
+    (a,) = recognise(tmp_path / "imagesTr")
+    assert a.label == tmp_path / "labelsTr" / "a.nii.gz"
+
+
+def test_scans_that_are_numbered_with_four_digits_are_no_channels(tmp_path):
+    touch(tmp_path / "amos", "imagesTr/amos_0000.nii.gz", "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz")
+    assert ids(recognise(tmp_path / "amos")) == {"amos_0000": None, "amos_0001": "amos_0001.nii.gz"}
+    touch(tmp_path / "some", "images/s_0003.nii.gz", "images/s_0004.nii.gz")  # no channel 0
+    assert len(recognise(tmp_path / "some")) == len(recognise(tmp_path / "some" / "images")) == 2
+    touch(tmp_path / "many", *(f"images/s_{n:04d}.nii.gz" for n in range(20)))
+    assert len(recognise(tmp_path / "many")) == 20
+    describe(tmp_path / "amos", modality={"0": "CT"}, training=[{"image": "imagesTr/amos_0001.nii.gz"}])
+    assert len(recognise(tmp_path / "amos" / "imagesTr")) == 2
 
 
 def test_plain_folder_duplicates(tmp_path):
@@ -135,9 +237,9 @@ def test_folder_of_datasets(tmp_path, capsys):
     for name in ("one", "two"):
         touch(tmp_path, f"{name}/imagesTr/{name}_0000.nii.gz")
         describe(tmp_path / name, channel_names={"0": "CT"}, labels={"background": 0})
-    touch(tmp_path, "other/a.nii.gz")
+    touch(tmp_path, "other/a.nii.gz", "loose.nii.gz", "notes.txt")
     assert {(entry.image, entry.collection) for entry in recognise(tmp_path)} == {("one", "one"), ("two", "two")}
-    assert "other" in capsys.readouterr().out
+    assert "skipped: other, loose.nii.gz\n" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):

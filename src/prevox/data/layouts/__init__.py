@@ -7,13 +7,14 @@ from pathlib import Path
 
 from prevox.console import warn
 from prevox.data.layouts import folder, msd, nnunet
-from prevox.data.layouts.base import Entry
+from prevox.data.layouts.base import Entry, image_files
 from prevox.data.readers import SUFFIXES, suffix_of
 from prevox.errors import DataError
 
 __all__ = ["LAYOUTS", "Entry", "recognise"]
 
 LAYOUTS = {"msd": msd, "nnunet": nnunet, "folder": folder}
+_SHOWN = 10  # names in a warning
 
 
 def recognise(path: Path) -> list[Entry]:
@@ -52,7 +53,8 @@ def _nested_datasets(path: Path) -> list[Path]:
         return []
     inner = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     datasets = [child for child in inner if (child / "dataset.json").is_file()]
-    others = [child.name for child in inner if child not in datasets]
+    others = [child.name for child in [*inner, *image_files(path)] if child not in datasets]
     if datasets and others:
-        warn(f"{path}: only folders with a dataset.json are read here; skipped: {', '.join(others)}")
+        named = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        warn(f"{path}: only folders with a dataset.json are read here; skipped: {named}")
     return datasets

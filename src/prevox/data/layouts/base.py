@@ -1,13 +1,19 @@
 """What every layout returns: one `Entry` per image, and the helpers that layouts share."""
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prevox.data.readers import suffix_of
+from prevox.console import warn
+from prevox.data.readers import stem_of, suffix_of
 from prevox.errors import DataError
+
+_CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
+_MOST_CHANNELS = 16  # where more files share a name up to their number, they are numbered scans
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def class_names_of(labels: Any, where: Path) -> dict[int, str] | None:
     Background is left out. Where regions overlap, a value is named after the smallest region that holds it.
 
     Raises:
-        DataError: If a label has no whole-number value.
+        DataError: If a label has no whole-number value, or one is nnU-Net's `ignore`.
     """
     if not labels:
         return None
@@ -78,18 +84,33 @@ def class_names_of(labels: Any, where: Path) -> dict[int, str] | None:
         raise DataError(
             where, found=f"labels {labels!r}", expected='{"1": "name"} (MSD) or {"name": 1} (nnU-Net)'
         ) from None
+    ignored = [values for name, values in pairs if name == "ignore"]
+    if ignored:
+        raise DataError(
+            where,
+            found=f"the label 'ignore' (value {ignored[0][0]})",
+            expected="classes only: voxels cannot be left out of training and scores yet",
+            remedy="Take it out of `labels` and relabel its voxels, or leave out the cases that have them.",
+        )
     names: dict[int, str] = {}
     for name, values in sorted(pairs, key=lambda pair: -len(pair[1])):
         names.update(dict.fromkeys(values, name))
     return {value: names[value] for value in sorted(names) if value != 0}
 
 
-def channel_names_of(description: dict[str, Any]) -> dict[int, str]:
-    """Channel number to name from `channel_names` (nnU-Net 2) or `modality` (MSD, nnU-Net 1)."""
+def channel_names_of(description: dict[str, Any], where: Path) -> dict[int, str]:
+    """Channel number to name from `channel_names` (nnU-Net 2) or `modality` (MSD, nnU-Net 1).
+
+    Raises:
+        DataError: If a key is not a channel number.
+    """
     names = description.get("channel_names") or description.get("modality") or {}
     if not isinstance(names, dict):
         names = {0: names}
-    return {int(key): str(value) for key, value in names.items()}
+    try:
+        return {int(key): str(value) for key, value in names.items()}
+    except ValueError:
+        raise DataError(where, found=f"channels {names!r}", expected='{"0": "name", "1": "name"}') from None
 
 
 def is_hidden(path: Path, root: Path) -> bool:
@@ -98,9 +119,86 @@ def is_hidden(path: Path, root: Path) -> bool:
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """Files with a known suffix, sorted, hidden ones left out."""
-    found = folder.rglob("*") if recursive else folder.glob("*")
+    """Files with a known suffix, sorted, hidden ones left out; links to folders are followed."""
+    if not folder.is_dir():
+        return []
+    found = (path for inner in (_folders(folder) if recursive else [folder]) for path in inner.glob("*"))
     return sorted(path for path in found if suffix_of(path) and path.is_file() and not is_hidden(path, folder))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folder and all below it that are not hidden, each once: a link never leads round in a circle."""
+    home = root.resolve()
+    seen = {home}
+
+    def is_new(folder: Path) -> bool:
+        target = folder.resolve()
+        met_anyway = folder.is_symlink() and target.is_relative_to(home) and not is_hidden(target, home)
+        if is_hidden(folder, root) or met_anyway or target in seen:
+            return False
+        seen.add(target)
+        return True
+
+    def skipped(error: OSError) -> None:
+        warn(f"{error.filename}: cannot be read ({error.strerror}); skipped")
+
+    for name, inner, _ in os.walk(root, followlinks=True, onerror=skipped):
+        yield Path(name)
+        inner[:] = [child for child in sorted(inner) if is_new(Path(name, child))]
+
+
+def cases_of(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Group nnU-Net's CASE_0000, CASE_0001, ...: case to channel number to file.
+
+    Raises:
+        DataError: If a file has no channel number, or a case one channel twice.
+    """
+    cases: dict[str, dict[int, Path]] = {}
+    for path in files:
+        match = _CHANNEL_FILE.match(stem_of(path))
+        if match is None:
+            raise DataError(
+                path,
+                found="a file name without channel number",
+                expected="CASE_0000, CASE_0001, ... as nnU-Net names its images",
+                remedy="Rename it, or catalogue the folder without its dataset.json.",
+            )
+        channels = cases.setdefault(match["case"], {})
+        other = channels.setdefault(int(match["channel"]), path)
+        if other is not path:
+            raise DataError(path.parent, found=f"the same channel twice: {other} and {path}", expected="one file")
+    return cases
+
+
+def are_channels(files: Collection[Path], labels: Collection[str]) -> bool:
+    """Whether files are channels as nnU-Net names them, not scans that happen to end in four digits.
+
+    They are not if a label map has a file's full name, if most cases lack channel 0, or if a case had very many.
+
+    Args:
+        files: All images of one folder.
+        labels: Names of its label maps without suffix.
+    """
+    if not files or not all(_CHANNEL_FILE.match(stem_of(path)) for path in files):
+        return False
+    if any(stem_of(path) in labels for path in files):
+        return False
+    cases = cases_of(files)
+    first = sum(0 in channels for channels in cases.values())
+    return 2 * first >= len(cases) and max(map(len, cases.values())) <= _MOST_CHANNELS
+
+
+def channel_problem(case: str, files: Collection[int], channels: dict[int, str], source: str) -> DataError | None:
+    """The problem of a case that has not the channels that `source` says; None if it has."""
+    if set(files) == channels.keys():
+        return None
+    names = f" ({', '.join(filter(None, channels.values()))})" if any(channels.values()) else ""
+    return DataError(
+        case,
+        found=f"channels {sorted(files) or 'none'}",
+        expected=f"channels {sorted(channels)}{names}, as {source}",
+        remedy="Restore the missing file or take the case out.",
+    )
 
 
 def refuse_duplicates(entries: Iterable[Entry], remedy: str) -> None:

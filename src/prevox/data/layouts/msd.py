@@ -1,4 +1,7 @@
-"""Medical Segmentation Decathlon: `dataset.json` lists images with labels ("training") and without ("test")."""
+"""Medical Segmentation Decathlon: `dataset.json` lists images with labels ("training") and without ("test").
+
+Lists made for MONAI have the same form, with "validation" as a third part and, at times, absolute paths.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,10 @@ def recognise(root: Path) -> list[Entry] | None:
     description = read_description(root)
     if description is None or not isinstance(description.get("training"), list):
         return None
-    listed = [*description["training"], *(description.get("test") or [])]
-    pairs = [_files(root, item) for item in listed]
-    if pairs and _is_nnunet_1(pairs[0][0][0]):
+    pairs = _listed(root, description)
+    if not pairs or _is_nnunet_1(pairs[0][0][0]):
         return None
-    modality = ",".join(channel_names_of(description).values()) or None
+    modality = ",".join(channel_names_of(description, root / "dataset.json").values()) or None
     class_names = class_names_of(description.get("labels"), root / "dataset.json")
     entries = []
     for paths, label in pairs:
@@ -46,6 +48,17 @@ def recognise(root: Path) -> list[Entry] | None:
         )
     refuse_duplicates(entries, "Rename one of the two files and its line in dataset.json.")
     return entries
+
+
+def _listed(root: Path, description: dict[str, Any]) -> list[tuple[tuple[Path, ...], Path | None]]:
+    """Files and label of every image, each once: some lists name one in two parts, with its label in one of them."""
+    lists = {part: description.get(part) or [] for part in ("training", "validation", "test")}
+    for part, items in lists.items():
+        if not isinstance(items, list):
+            raise DataError(root / "dataset.json", found=f"'{part}': {items!r:.80}", expected="a list of images")
+    pairs = list(dict.fromkeys(_files(root, item) for items in lists.values() for item in items))
+    labelled = {paths for paths, label in pairs if label is not None}
+    return [(paths, label) for paths, label in pairs if label is not None or paths not in labelled]
 
 
 def _files(root: Path, item: Any) -> tuple[tuple[Path, ...], Path | None]:

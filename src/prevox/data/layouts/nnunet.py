@@ -1,35 +1,44 @@
 """nnU-Net raw: `imagesTr/CASE_0000.ext` (one file per channel), `labelsTr/CASE.ext`, `imagesTs` without labels."""
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from prevox.data.layouts.base import (
     Entry,
+    are_channels,
+    cases_of,
     channel_names_of,
+    channel_problem,
     class_names_of,
     image_files,
     read_description,
     refuse_duplicates,
 )
 from prevox.data.readers import stem_of
-from prevox.errors import DataError
-
-_CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def recognise(root: Path) -> list[Entry] | None:
-    """Read the folder if it is laid out this way, else None."""
+    """Read the folder, or one folder of images of such a dataset, if it is laid out this way, else None."""
+    part = root.name.removeprefix("images")
+    if part == root.name or not root.is_dir() or (root / "dataset.json").is_file():
+        return _read(root, [part for part in ("Tr", "Ts") if (root / f"images{part}").is_dir()])
+    labels = {stem_of(path) for path in image_files(root.with_name(f"labels{part}"))}
+    return _read(root.parent, [part]) if are_channels(image_files(root), labels) else None
+
+
+def _read(root: Path, parts: Sequence[str]) -> list[Entry] | None:
+    """The images of some parts ("Tr", "Ts") of a dataset; None if its dataset.json is missing or of another kind."""
     description = read_description(root)
-    if description is None or not (root / "imagesTr").is_dir():
+    if description is None or not parts:
         return None
-    channels = channel_names_of(description)
+    channels = channel_names_of(description, root / "dataset.json")
     if not channels:
         return None
     class_names = class_names_of(description.get("labels"), root / "dataset.json")
     entries = []
-    for part in ("Tr", "Ts"):
+    for part in parts:
         labels = {stem_of(path): path for path in image_files(root / f"labels{part}")}
-        cases = _cases(root / f"images{part}")
+        cases = cases_of(image_files(root / f"images{part}"))
         for case in sorted(cases.keys() | labels.keys()):
             files = cases.get(case, {})
             entries.append(
@@ -44,38 +53,8 @@ def recognise(root: Path) -> list[Entry] | None:
                     root=root,
                     collection=str(description.get("name") or root.name),
                     dataset=root.name,
-                    problem=_problem(case, files, channels),
+                    problem=channel_problem(case, files, channels, "dataset.json says"),
                 )
             )
     refuse_duplicates(entries, "Rename one of the two cases.")
     return entries
-
-
-def _cases(folder: Path) -> dict[str, dict[int, Path]]:
-    """Case to channel number to file."""
-    cases: dict[str, dict[int, Path]] = {}
-    for path in image_files(folder):
-        match = _CHANNEL_FILE.match(stem_of(path))
-        if match is None:
-            raise DataError(
-                path,
-                found="a file name without channel number",
-                expected="CASE_0000, CASE_0001, ... as nnU-Net names its images",
-                remedy="Rename it, or catalogue the folder without its dataset.json.",
-            )
-        files = cases.setdefault(match["case"], {})
-        other = files.setdefault(int(match["channel"]), path)
-        if other is not path:
-            raise DataError(folder, found=f"the same channel twice: {other} and {path}", expected="one file")
-    return cases
-
-
-def _problem(case: str, files: dict[int, Path], channels: dict[int, str]) -> DataError | None:
-    if files.keys() == channels.keys():
-        return None
-    return DataError(
-        case,
-        found=f"channels {sorted(files) or 'none'}",
-        expected=f"channels {sorted(channels)} ({', '.join(channels.values())}), as dataset.json says",
-        remedy="Restore the missing file or take the case out.",
-    )
