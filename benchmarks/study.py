@@ -37,8 +37,9 @@ class Study:
 STUDIES = {
     "hippocampus": Study(
         labels=("all", "10"),
-        rates=("5e-4", "1e-3", "2e-3"),
-        steps="700",
+        rates=("5e-4", "1.5e-3"),
+        steps="600",
+        trial_steps="80",
         catalogue=("--table", "{data}/subjects.csv", "--group", "subject_group"),
         prepare=("--spacing", "1", "1", "1"),
     ),

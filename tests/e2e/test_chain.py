@@ -36,12 +36,14 @@ def test_nothing_is_learnt_from_held_out_subjects(chain: Chain) -> None:
         assert split["train"]
         assert split["validation"]
         assert not set(split["train"]) & set(split["validation"])
-    assert json.loads((chain.mae / "split.json").read_text()) == json.loads((chain.seg / "split.json").read_text())
+    mae, seg = (json.loads((run / "split.json").read_text()) for run in (chain.mae, chain.seg))
+    assert (mae["train"], mae["validation"]) == (seg["train"], seg["validation"])
+    assert seg["seen_in_pretraining"] == []
 
 
 def test_transferred_weights_are_the_pretrained_ones(chain: Chain) -> None:
     transfer = json.loads((chain.seg / "transfer.json").read_text())
-    assert "blocks.0.attention.qkv.weight" in transfer["loaded"] or any("qkv" in name for name in transfer["loaded"])
+    assert sum("qkv.weight" in name for name in transfer["loaded"]) == 2  # two blocks
     assert transfer["missing"] == []
 
 
@@ -114,10 +116,33 @@ def test_resumed_finetuning_equals_the_uninterrupted_one(chain: Chain, tmp_path:
     same_state(*(tmp_path / name / "checkpoints" / "step_00000004" for name in ("whole", "killed")))
 
 
-def test_another_seed_gives_another_run(chain: Chain, tmp_path: Path) -> None:
-    words = ["--store", chain.store, "--out", tmp_path / "m", *PRETRAIN, "--train.steps", 6, "--train.seed", 1]
-    prevox("pretrain", *words)
-    assert rows_without_timings(tmp_path / "m")[0]["loss"] != rows_without_timings(chain.mae)[0]["loss"]
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(chain: Chain, tmp_path: Path) -> None:
+    words = ["--store", chain.store, *PRETRAIN, "--train.steps", 6]
+    prevox("pretrain", *words, "--out", tmp_path / "same")
+    prevox("pretrain", *words, "--out", tmp_path / "other", "--train.seed", 1)
+    assert rows_without_timings(tmp_path / "same") == rows_without_timings(chain.mae)
+    same_state(*(run / "checkpoints" / "step_00000006" for run in (chain.mae, tmp_path / "same")))
+    assert rows_without_timings(tmp_path / "other")[0]["loss"] != rows_without_timings(chain.mae)[0]["loss"]
+
+
+def test_held_out_images_seen_in_pretraining_are_named(chain: Chain, tmp_path: Path) -> None:
+    words = ["--store", chain.store, "--train.steps", 1]
+    prevox("pretrain", *words, *PRETRAIN, "--use", "all", "--out", tmp_path / "all")
+    text = prevox("finetune", *words, *FINETUNE, "--pretrained", tmp_path / "all", "--out", tmp_path / "seg")
+    assert "has learnt from 2 of the 2 images held out here" in text
+    split = json.loads((tmp_path / "seg" / "split.json").read_text())
+    assert split["seen_in_pretraining"] == split["validation"]
+
+
+def test_resuming_on_a_store_that_has_changed_is_refused(chain: Chain, tmp_path: Path) -> None:
+    shutil.copytree(chain.mae, tmp_path / "mae")
+    shutil.copytree(chain.store, tmp_path / "store")
+    index = pd.read_parquet(tmp_path / "store" / "index.parquet")
+    index["subject"] = [f"s{number}" for number in reversed(range(len(index)))]
+    index.to_parquet(tmp_path / "store" / "index.parquet")
+    words = ["--store", tmp_path / "store", "--out", tmp_path / "mae", *PRETRAIN, "--train.steps", 6]
+    text = prevox("pretrain", *words, "--train.checkpoint-every", 3, "--resume", code=2)
+    assert "another division into training and validation" in text
 
 
 def test_resume_with_other_settings_names_the_difference(chain: Chain) -> None:

@@ -88,7 +88,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_yaml(path: Path, settings: Mapping[str, Any], header: str = "") -> None:
     """Write a mapping as YAML in the given key order, with an optional comment on top."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
-    path.write_text(comment + yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, width=110))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(comment + yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, width=110))
+    partial.replace(path)
 
 
 def recipe_names(verb: str) -> list[str]:

@@ -12,7 +12,7 @@ from prevox.config.base import Config, Fraction
 class CatalogueConfig(Config):
     """Recognise what lies in folders of scans, print it as a table, write one row per image."""
 
-    paths: Positional[tuple[Path, ...]]
+    paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
     """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw; recognised by their content."""
     out: Path = Path("catalogue.parquet")
     """Parquet file to write."""
@@ -21,7 +21,7 @@ class CatalogueConfig(Config):
     group: str | None = None
     """Column of --table that says which cases belong to one subject; splits never cut through a subject."""
     strict: bool = False
-    """Stop at the first unreadable image instead of quarantining it in failures.csv."""
+    """Stop at the first unreadable image instead of quarantining it in NAME.failures.csv beside --out."""
 
 
 class PrepareConfig(Config):

@@ -78,10 +78,11 @@ def save_checkpoint(
                 os.fsync(handle.fileno())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors report a full disk in their way
         shutil.rmtree(partial, ignore_errors=True)
+        reason = str(error).splitlines()[0]
         raise RunError(
-            f"{final}: the checkpoint could not be written ({error.strerror}). Earlier checkpoints are untouched; "
+            f"{final}: the checkpoint could not be written ({reason}). Earlier checkpoints are untouched; "
             "make room or choose another --out, then go on with --resume."
         ) from error
     for old in checkpoint_folders(run)[:-2]:

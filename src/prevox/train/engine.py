@@ -4,6 +4,7 @@ Everything random in step s is a function of the run's seed and s, so nothing of
 resumed run repeats what an uninterrupted one would have done.
 """
 
+import os
 import resource
 import signal
 import sys
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from prevox.config.data import NormaliseConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
+from prevox.console import console
 from prevox.data.dataset import RawBatch, ViewLoader, to_device
 from prevox.data.sampler import torch_seed
 from prevox.data.store import Store
@@ -80,6 +82,7 @@ class Engine:
         self.job, self.settings = job, job.train
         self.accelerator = _accelerator(job.train)
         self.world: int = self.accelerator.num_processes
+        self.main: bool = self.accelerator.is_main_process
         self.loader = ViewLoader(
             job.store,
             job.images,
@@ -107,12 +110,14 @@ class Engine:
         Raises:
             RunError: If the loss stops being finite, or a checkpoint cannot be written.
         """
+        run.mkdir(parents=True, exist_ok=True)
         reset_peak(self.accelerator.device)
         step, seconds_before = self._restore(run)
         began = perf_counter()
         stopping = False
         self._row_began, self._waited_before = began, self.loader.waited
-        with Tracker(run, self.steps, step, label) as tracker, _stop_signals() as stop:
+        tracking = Tracker(run, self.steps, step, label) if self.main else nullcontext()
+        with tracking as tracker, _stop_signals() as stop:
             batches = self.loader.batches(start=step * self.settings.accumulation)
             while step < self.steps and not stopping:
                 last = step + 1 == self.steps
@@ -121,9 +126,9 @@ class Engine:
                 step += 1
                 if step % self.settings.log_every == 0 or last:
                     self._log(tracker, step, run)
-                if draw and self.accelerator.is_main_process:
+                if draw and tracker is not None:
                     tracker.pictures(step, output.pictures)
-                stopping = stop.asked  # read once: a signal that comes later is met by the next step
+                stopping = self._any(stop.asked)  # read once: a signal that comes later is met by the next step
                 if last or stopping or step % self.settings.checkpoint_every == 0:
                     self._check_finite(step, run)
                     self._save(run, step, seconds_before + perf_counter() - began)
@@ -166,7 +171,14 @@ class Engine:
         gather, reduce = _collectives(self.accelerator)
         return batch, StepContext(rng, progress, draw, gather, reduce)
 
-    def _log(self, tracker: Tracker, step: int, run: Path) -> None:
+    def _any(self, here: bool) -> bool:
+        """Whether it is so on any device; all of them must leave the loop at the same step."""
+        if self.world == 1:
+            return here
+        found = self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device), "sum")
+        return bool(found.item() > 0)
+
+    def _log(self, tracker: Tracker | None, step: int, run: Path) -> None:
         """Write the means since the last row; the only place where the host waits for the device."""
         self._check_finite(step, run)
         count = len(self.window)
@@ -184,7 +196,7 @@ class Engine:
         row |= {"data_wait": (waited - self._waited_before) / seconds, "seconds": seconds}
         self._row_began, self._waited_before = now, waited
         self.window.clear()
-        if self.accelerator.is_main_process:
+        if tracker is not None:
             tracker.row(step, row)
 
     def _check_finite(self, step: int, run: Path) -> None:
@@ -193,8 +205,12 @@ class Engine:
             return
         losses = torch.stack([loss for loss, _, _ in self.window]).cpu()
         bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad) == 0:
+        if not self._any(len(bad) > 0):
             return
+        if len(bad) == 0:
+            raise RunError(
+                "the loss of another process is not finite; its message says at which step and with what."
+            )
         offset = int(bad[0])
         images = ", ".join(self.window[offset][2])
         saved = checkpoint_folders(run)
@@ -206,7 +222,7 @@ class Engine:
         )
 
     def _save(self, run: Path, step: int, seconds: float) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.main:
             return
         state = {"optimiser": self.optimiser.state_dict()}
         if self.accelerator.scaler is not None:
@@ -215,15 +231,25 @@ class Engine:
             [loss.item(), {name: value.item() for name, value in scalars.items()}, images]
             for loss, scalars, images in self.window
         ]
-        progress = {"window": window, "steps": self.steps, "seconds": seconds}
+        progress = {"window": window, "seconds": seconds, **self._unchangeable()}
         task = self.accelerator.unwrap_model(self.task)
         save_checkpoint(run, step, task, state, progress, self.job.handed, self.settings.keep_every)
+
+    def _unchangeable(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that was interrupted, beside its settings."""
+        return {"steps": self.steps, "processes": self.world, "store_hash": str(self.job.store.info["hash"])}
 
     def _restore(self, run: Path) -> tuple[int, float]:
         folders = checkpoint_folders(run)
         if not folders:
             return 0, 0.0
         state, progress = load_checkpoint(folders[-1], self.accelerator.unwrap_model(self.task))
+        for name, now in self._unchangeable().items():
+            if progress[name] != now:
+                raise RunError(
+                    f"{folders[-1]}: was made with {name} {progress[name]}, this call has {now}; the samples would not be "
+                    "those of an uninterrupted run. Resume with the same store and number of processes, or start anew."
+                )
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -290,10 +316,14 @@ def _accelerator(settings: TrainConfig) -> Any:
         raise ConfigError("train.device: 'cuda' was asked for and torch sees no GPU. Use --train.device auto.")
     if cpu and settings.precision == "fp16":
         raise ConfigError("train.precision: fp16 needs a GPU. On a CPU use --train.precision fp32 or bf16.")
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; cuBLAS demands it
     torch.use_deterministic_algorithms(settings.deterministic)
     # accelerate keeps its precision for the life of the process; two runs in one process may differ
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(cpu=cpu, mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+    made = Accelerator(cpu=cpu, mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+    console.quiet = not made.is_main_process
+    return made
 
 
 def _collectives(accelerator: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -20,6 +20,7 @@ from prevox.errors import ConfigError, RunError
 PACKAGES = ("torch", "accelerate", "numpy", "scipy", "tensorstore", "nibabel", "SimpleITK", "pydantic", "safetensors")
 FREE_ON_RESUME = {
     "out",
+    "store",  # may have moved; its hash is compared instead
     "resume",
     "dry_run",
     "train.reads_ahead",
@@ -30,28 +31,45 @@ FREE_ON_RESUME = {
 }
 
 
-def open_run(config: RunConfig, verb: str) -> Path:
-    """Make the run folder, or check that an existing one was started with the same settings.
+def check_run(config: RunConfig, verb: str, split: dict[str, list[str]]) -> None:
+    """Check that the run folder is free, or holds the same run to be resumed; writes nothing.
 
     Raises:
-        RunError: If the folder holds something and --resume was not given, or cannot be written.
+        RunError: If the folder holds something and --resume was not given, or the images are divided in another way
+            than when the run was started.
         ConfigError: If --resume was given with other settings; each difference is named.
     """
     out = config.out
-    settings = {"verb": verb, **config.plain()}
-    try:
-        if (out / "config.yaml").is_file():
-            if not config.resume:
-                raise RunError(f"{out}: is a run already. Add --resume to go on with it, or choose another --out.")
-            _check_same(read_yaml(out / "config.yaml"), settings, out)
-            return out
-        if out.exists() and any(out.iterdir()):
+    if not (out / "config.yaml").is_file():
+        if out.is_dir() and any(out.iterdir()):
             raise RunError(f"{out}: is not empty and not a run. Choose another --out.")
+        return
+    if not config.resume:
+        raise RunError(f"{out}: is a run already. Add --resume to go on with it, or choose another --out.")
+    _check_same(read_yaml(out / "config.yaml"), {"verb": verb, **config.plain()}, out)
+    if (out / "split.json").is_file() and json.loads((out / "split.json").read_text()) != split:
+        raise RunError(
+            f"{out}: the store gives another division into training and validation images than when the run was "
+            "started: held-out subjects could be trained on. Resume with the store as it was, or start a new run."
+        )
+
+
+def write_run(config: RunConfig, verb: str, files: dict[str, Any]) -> None:
+    """Make the run folder and write config.yaml and the given JSON files.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    out = config.out
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        write_yaml(out / "config.yaml", settings, header=f"prevox {__version__}: every setting of this run")
+        if not (out / "config.yaml").is_file():
+            settings = {"verb": verb, **config.plain()}
+            write_yaml(out / "config.yaml", settings, header=f"prevox {__version__}: every setting of this run")
+        for name, content in files.items():
+            write_json(out / name, content)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from error
-    return out
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -112,13 +130,15 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that this package runs from, if it is one."""
-    folder = Path(__file__).parent
+    """Revision of the checkout that this file belongs to; None where it is merely installed inside someone's."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True, timeout=5)
         done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
+            [*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=5
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 

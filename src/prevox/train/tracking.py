@@ -81,7 +81,9 @@ class Tracker:
     def _drop_rows_after(self, step: int) -> None:
         if self._path.is_file():
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-            self._path.write_text("".join(f"{line}\n" for line in kept))
+            partial = self._path.with_name(".metrics.jsonl.partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(self._path)
 
 
 def _step_of(line: str) -> float:

@@ -1,7 +1,9 @@
 """`prevox finetune`: a labelled store, and an encoder or none, become a segmentation run."""
 
+import json
+
 from prevox.config.runs import FinetuneConfig
-from prevox.console import console
+from prevox.console import console, warn
 from prevox.data.splits import labelled_subset, split_images
 from prevox.data.store import Store
 from prevox.errors import DataError
@@ -49,10 +51,26 @@ def finetune(config: FinetuneConfig) -> RunResult:
         built.transfer.show()
     elif config.scratch:
         console.print(f"architecture and normalisation of {config.pretrained}; its weights are not used (--scratch)")
+    seen = _seen_in_pretraining(config, split["validation"])
+    if seen:
+        warn(
+            f"the pre-training run {config.pretrained} has learnt from {len(seen)} of the {len(split['validation'])} "
+            "images held out here (without labels); listed in split.json as seen_in_pretraining"
+        )
     job = Job(built.task, store, images, built.normalise, config.optim, config.schedule, config.train)
     files = {
         "network.json": describe_network(built.task, built.normalise, store.info["prepare"], store.info["spacing"]),
         "classes.json": {name: list(values) for name, values in built.task.scheme.classes.items()},
         "transfer.json": built.transfer.plain() if built.transfer else None,
     }
-    return train_run("finetune", config, job, {**split, "train": images}, files)
+    return train_run("finetune", config, job, {**split, "train": images, "seen_in_pretraining": seen}, files)
+
+
+def _seen_in_pretraining(config: FinetuneConfig, held_out: list[str]) -> list[str]:
+    """Held-out images that the pre-training run trained on, where its weights are used and it says so."""
+    if config.pretrained is None or config.scratch:
+        return []
+    folders = (config.pretrained, *config.pretrained.absolute().parents[:2])  # the run, or a checkpoint within it
+    path = next((folder / "split.json" for folder in folders if (folder / "split.json").is_file()), None)
+    used = set(json.loads(path.read_text())["train"]) if path else set()
+    return sorted(used & set(held_out))

@@ -12,7 +12,7 @@ from prevox.console import console
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
 from prevox.train.optim import count_parameters
-from prevox.train.run_folder import environment, open_run, write_json
+from prevox.train.run_folder import check_run, environment, write_json, write_run
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,18 @@ def train_run(
     """
     if config.dry_run:
         return dry_run(config, job)
-    run = open_run(config, verb)
-    engine = Engine(job)
+    check_run(config, verb, split)
+    run, engine = config.out, Engine(job)
     finished = checkpoint_folders(run)
     if finished and step_of(finished[-1]) >= engine.steps and (run / "summary.json").is_file():
         console.print(f"{verb}: {run} is finished; nothing to do")
         return RunResult(run, finished=True, seconds=0.0)
-    (run / "summary.json").unlink(missing_ok=True)  # it speaks of an earlier attempt
-    write_json(run / "split.json", split)
-    write_json(run / "environment.json", environment(str(job.store.info["hash"])))
-    for name, content in (files or {}).items():
-        write_json(run / name, content)
+    engine.accelerator.wait_for_everyone()  # all processes have looked before the main one writes
+    if engine.main:
+        (run / "summary.json").unlink(missing_ok=True)  # it speaks of an earlier attempt
+        described = {"split.json": split, "environment.json": environment(str(job.store.info["hash"]))}
+        write_run(config, verb, described | (files or {}))
+    engine.accelerator.wait_for_everyone()
     subjects = job.store.index.loc[job.images, "subject"].nunique()
     console.print(
         f"{verb}: {len(job.images)} images of {subjects} subjects, {count_parameters(job.task) / 1e6:.1f} M parameters "
@@ -67,7 +68,8 @@ def train_run(
         "finished": result.finished,
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_json(run / "summary.json", summary)
+    if engine.main:
+        write_json(run / "summary.json", summary)
     if result.finished:
         console.print(f"{verb}: done in {result.seconds:.0f} s, {result.peak_mb:.0f} MB at most; run folder {run}")
     else:

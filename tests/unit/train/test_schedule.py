@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -39,7 +40,7 @@ def test_rises_to_the_peak_then_never_rises_again(name: str, steps: int, warmup:
     schedule = ScheduleConfig(name=name, warmup=warmup, floor=floor)
     factors = [lr_factor(step, steps, schedule) for step in range(steps)]
     ramp = round(warmup * steps)
-    assert all(a < b for a, b in zip(factors[:ramp], factors[1:ramp], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(factors[ramp:], factors[ramp + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(factors[:ramp]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(factors[ramp:]))
     assert max(factors) == pytest.approx(1.0)
     assert min(factors) > 0 or floor == 0
