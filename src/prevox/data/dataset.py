@@ -53,12 +53,16 @@ class ViewLoader:
         spec: What to cut.
         seed: Seed of the run.
         batch: Images per batch.
-        reads_ahead: Images whose reads are kept in flight; does not change what is yielded.
+        reads_ahead: Images whose reads are kept in flight beyond the batch that is waited for; does not change what
+            is yielded.
         rank: Number of this device.
         world: Number of devices; batch n goes to device n mod world.
 
     Attributes:
         waited: Seconds that the caller has waited for reads.
+
+    Raises:
+        DataError: If an image is not in the store, has other channels than the store, or lacks a label that is needed.
     """
 
     def __init__(
@@ -77,7 +81,20 @@ class ViewLoader:
         self.reads_ahead, self.rank, self.world = reads_ahead, rank, world
         self.sampler = Sampler(images, seed)
         self.waited = 0.0
-        self._shapes = {image: store.shape(image) for image in self.sampler.images}
+        for image in sorted(set(self.sampler.images) - set(store.index.index)):
+            store.row(image)  # says which name is the nearest
+        chosen = store.index.loc[self.sampler.images]
+        self._shapes = {image: (int(z), int(y), int(x)) for image, (z, y, x) in chosen["shape"].items()}
+        channels = int(store.info["channels"])
+        differing = chosen["channels"][chosen["channels"] != channels]
+        if len(differing):
+            few = ", ".join(f"{image} has {count}" for image, count in differing[:3].items())
+            raise DataError(
+                store.path,
+                found=f"{len(differing)} of {len(chosen)} chosen images with other channels ({few})",
+                expected=f"{channels} channel(s) in every image, as most images of the store have",
+                remedy="Make one store for each number of channels.",
+            )
         needs_labels = any(group.labels for group in spec.values())
         unlabelled = [image for image in self.sampler.images if needs_labels and not store.has_label(image)]
         if unlabelled:
@@ -92,12 +109,18 @@ class ViewLoader:
         pending: deque[tuple[int, str, dict[str, list[Any]]]] = deque()
         local = start
         following = self._samples(start)
-        while True:
-            while len(pending) < max(self.reads_ahead, self.batch):
+
+        def fill() -> None:
+            while len(pending) < self.reads_ahead + self.batch:
                 sample = next(following)
                 pending.append((sample, *self._request(sample)))
+
+        fill()
+        while True:
             rows = [pending.popleft() for _ in range(self.batch)]
-            yield self._collect(rows, local * self.world + self.rank)
+            raw = self._collect(rows, local * self.world + self.rank)
+            fill()  # before the caller works on this batch
+            yield raw
             local += 1
 
     def _samples(self, start: int) -> Iterator[int]:
@@ -173,9 +196,9 @@ def to_device(
         part = raw.groups[name]
         owners = [image for image in raw.images for _ in range(group.count)]
         x_BCDHW = torch.from_numpy(part.voxels_BCDHW).to(device, non_blocking=True).float()
-        linear = torch.tensor([store.slope_intercept(image) for image in owners], device=device)
-        shape = (-1, *(1,) * (x_BCDHW.ndim - 1))
-        x_BCDHW = x_BCDHW * linear[:, 0].view(shape) + linear[:, 1].view(shape)
+        linear_BC2 = torch.from_numpy(np.stack([store.slope_intercept(image) for image in owners])).float().to(device)
+        slope_BC111, intercept_BC111 = linear_BC2[:, :, :, None, None, None].unbind(2)
+        x_BCDHW = x_BCDHW * slope_BC111 + intercept_BC111
         x_BCDHW = normalise(x_BCDHW, [store.statistics(image) for image in owners], settings)
         valid_B1DHW = _inside(part, x_BCDHW.shape[2:]).to(device, non_blocking=True)
         x_BCDHW = x_BCDHW.masked_fill(~valid_B1DHW, 0.0)

@@ -16,6 +16,7 @@ import pandas as pd
 from prevox.console import warn
 from prevox.data.group import read_attributes
 from prevox.data.store import SCHEMA
+from prevox.data.temporary import temporary_path
 
 # what the catalogue says about a source file's own grid and voxels; the store has its own, of the prepared ones
 _SOURCE_COLUMNS = {
@@ -26,6 +27,8 @@ _GROUP_COLUMNS = (
     "hash", "channels", "shape", "spacing", "affine", "source_shape", "source_affine", "label_values", "slope",
     "intercept", "max_error", "bytes", "source_bytes",
 )  # fmt: skip
+
+VANISHED = "class_vanished"  # flag of an image in which resampling left no voxel of a class; the value follows
 
 
 def kept_columns(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,20 +48,30 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def write_tables(store: Path, settings: dict[str, Any], prepare: dict[str, Any]) -> pd.DataFrame:
+def write_tables(store: Path, images: Iterable[str], settings: dict[str, Any], prepare: dict[str, Any]) -> pd.DataFrame:
     """Rebuild index.parquet and store.json; files whose content stays are not touched.
 
     Args:
         store: Store folder.
+        images: Ids of the present catalogue. Others may be older names of the same scans, which would then stand on
+            both sides of a split, so they are left out.
         settings: What decided about the voxels (resolved spacing, crop, order).
         prepare: The same as the user gave it.
 
     Returns:
         The index, one row per image in order of their ids.
     """
-    found = ((folder, read_attributes(folder)) for folder in sorted((store / "images").glob("[!.]*.zarr")))
+    wanted = {f"{image}.zarr" for image in images}
+    folders = sorted((store / "images").glob("[!.]*.zarr"))
+    others = [folder.stem for folder in folders if folder.name not in wanted]
+    if others:
+        few = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        warn(f"{len(others)} images in the store are not in this catalogue: left out of the index ({few}).")
     rows = []
-    for folder, attributes in found:
+    for folder in folders:
+        if folder.name not in wanted:
+            continue
+        attributes = read_attributes(folder)
         if attributes is None:
             warn(f"{folder}: not an image group of this store; left out of the index. Remove it.")
         else:
@@ -78,7 +91,9 @@ def write_tables(store: Path, settings: dict[str, Any], prepare: dict[str, Any])
 def _index_row(attributes: dict[str, Any]) -> dict[str, Any]:
     own = {name: attributes[name] for name in _GROUP_COLUMNS}
     as_text = {name: json.dumps(attributes[name]) for name in ("statistics", "levels")}
-    return {**attributes["row"], **own, **as_text}
+    vanished = [f"{VANISHED}: {value}" for value in attributes["vanished"]]
+    flags = [*(attributes["row"].get("flags") or []), *vanished]
+    return {**attributes["row"], **own, **as_text, "flags": flags}
 
 
 def store_info(rows: list[dict[str, Any]], settings: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +143,6 @@ def write_if_changed(path: Path, content: bytes) -> None:
     """Replace a file atomically, unless it holds just this."""
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -19,11 +19,12 @@ from rich.markup import escape
 from prevox.config.data import PrepareConfig
 from prevox.console import console
 from prevox.data.geometry import canonical_axes, spacing_of, values_of
-from prevox.data.group import quantise, read_attributes, update_attributes, write_image_group
+from prevox.data.group import quantise_channels, read_attributes, update_attributes, write_image_group
 from prevox.data.place import Prepared, PrepareSettings, place, prepare_image
 from prevox.data.readers import Image, read_image
 from prevox.data.runner import Failure, run_cases
 from prevox.data.store import SCHEMA, image_folder, read_info
+from prevox.data.temporary import remove_stale, temporary_path
 from prevox.errors import ConfigError, DataError, PrevoxError, RunError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PrepareResult", "PrepareSettings", "Prepared", "prepare", "prepare_image"]
 
-_CHANNEL_TOLERANCE = 1e-3  # mm by which affines of one image's channels may differ
 _CANNOT_WRITE = re.compile(
     r"No space left|ENOSPC|[Qq]uota|EDQUOT|Read-only file|EROFS|Permission denied|EACCES|Not a directory|ENOTDIR"
 )
@@ -97,10 +97,12 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     user_settings = {name: given[name] for name in ("spacing", "crop", "order")}
     with _writing(config.out):
         _open_folder(config, settings, user_settings)
-        for stale in (config.out / "images").glob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_stale(config.out)
+        remove_stale(config.out / "images")
         cases = [case for case in all_cases if not _is_done(config.out, case, settings)]
-    console.print(f"{len(rows)} images in {config.catalogue}, {len(rows) - len(cases)} already in {config.out}")
+    console.print(
+        f"{len(rows)} images in {config.catalogue}, {len(rows) - len(cases)} already in {config.out}", markup=False
+    )
     failures: list[tuple[str, str]] = []
     try:
         _prepare_all(config, settings, cases, failures)
@@ -108,7 +110,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         # also after an interruption: what is finished can be used
         with _writing(config.out):
             write_failures(config.out, failures)
-            index = write_tables(config.out, settings.plain(), user_settings)
+            index = write_tables(config.out, [case.image for case in all_cases], settings.plain(), user_settings)
     _print_summary(config.out, index, failures)
     return PrepareResult(config.out, len(cases) - len(failures), len(rows) - len(cases), failures)
 
@@ -223,8 +225,8 @@ def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
     array = channels[0].array_CIJK if len(channels) == 1 else np.concatenate([c.array_CIJK for c in channels])
     label_array = None if label is None else label.array_CIJK[0]
     placed = place(array, header.affine, label_array, settings, header.path)
-    stored, slope, intercept, max_error = quantise(placed.array_CZYX)
-    values = None if placed.label_ZYX is None else [int(value) for value in values_of(placed.label_ZYX) if value != 0]
+    stored, slope, intercept, max_error = quantise_channels(placed.array_CZYX)
+    values, vanished = _label_values(label_array, placed.label_ZYX)
     attributes = {
         "schema": SCHEMA,
         "hash": case.hash,
@@ -238,21 +240,36 @@ def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
         "source_codes": header.codes,
         "crop": [list(edge) for edge in placed.crop],
         "label_values": values,
+        "vanished": vanished,
         "slope": slope,
         "intercept": intercept,
         "max_error": max_error,
         "statistics": [channel_statistics(channel) for channel in placed.array_CZYX],
         "source_bytes": source_bytes,
     }
-    temporary, folder = out / "images" / f".{case.image}.tmp", image_folder(out, case.image)
+    folder = image_folder(out, case.image)
+    temporary = temporary_path(folder)
+    group = temporary / folder.name  # OME-Zarr holds the image's name, so it is written under that
     with _writing(out):
         try:
             seed = int(case.hash[:16], 16)
-            write_image_group(temporary, stored, placed.label_ZYX, placed.grid.affine, attributes, seed)
+            write_image_group(group, stored, placed.label_ZYX, placed.grid.affine, attributes, seed)
             shutil.rmtree(folder, ignore_errors=True)  # an older version of the same image
-            temporary.rename(folder)
+            try:
+                group.rename(folder)
+            except OSError:
+                if not _is_done(out, case, settings):  # else another run on this store was faster
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _label_values(source: np.ndarray | None, prepared: np.ndarray | None) -> tuple[list[int] | None, list[int]]:
+    """Values of the prepared labels but 0 (None where there are no labels), and those that resampling has lost."""
+    if source is None or prepared is None:
+        return None, []
+    before, after = (values_of(label).tolist() for label in (source.astype(prepared.dtype, copy=False), prepared))
+    return [value for value in after if value != 0], [value for value in before if value not in (0, *after)]
 
 
 def _read(row: dict[str, Any]) -> tuple[list[Image], Image | None, int]:
@@ -265,14 +282,6 @@ def _read(row: dict[str, Any]) -> tuple[list[Image], Image | None, int]:
     first = channels[0].header
     for other in (channel.header for channel in channels[1:]):
         check_same_grid(first, other, "a channel")
-        apart = float(np.abs(other.affine - first.affine).max())
-        if apart > _CHANNEL_TOLERANCE:
-            raise DataError(
-                other.path,
-                found=f"a channel whose affine differs by {apart:.3g} mm",
-                expected=f"that of {first.path}, to within {_CHANNEL_TOLERANCE} mm",
-                remedy="Resample it to the grid of the first channel.",
-            )
     label = None
     if row["label_path"] is not None:
         paths.append(root / row["label_path"])
@@ -302,6 +311,8 @@ def channel_statistics(channel_ZYX: np.ndarray) -> dict[str, float]:
 def _print_summary(out: Path, index: "pd.DataFrame", failures: list[tuple[str, str]]) -> None:
     from rich.table import Table
 
+    from prevox.data.index import VANISHED
+
     table = Table(show_header=False)
     table.add_row("images in the store", str(len(index)))
     if len(index):
@@ -317,10 +328,14 @@ def _print_summary(out: Path, index: "pd.DataFrame", failures: list[tuple[str, s
         table.add_row(
             "size", f"{index['bytes'].sum() / 1e6:.1f} MB, sources {index['source_bytes'].sum() / 1e6:.1f} MB"
         )
-        worst = index.iloc[int(index["max_error"].argmax())]
-        error = f"{worst['max_error']:.3g} ({worst['image']})" if worst["max_error"] > 0 else "none: all are exact"
+        errors = index["max_error"].map(max)
+        worst = escape(str(index["image"].iloc[int(errors.argmax())]))
+        error = f"{errors.max():.3g} ({worst})" if errors.max() > 0 else "none: all are exact"
         table.add_row("largest quantisation error", error)
-    table.add_row("left out", f"{len(failures)}" + (f", see {out / 'failures.csv'}" if failures else ""))
+        lost = sum(any(flag.startswith(VANISHED) for flag in flags) for flags in index["flags"])
+        if lost:
+            table.add_row("a class vanished in resampling", f"in {lost} images, see {VANISHED} in the index's flags")
+    table.add_row("left out", escape(f"{len(failures)}" + (f", see {out / 'failures.csv'}" if failures else "")))
     console.print(table)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prevox.console import console
-from prevox.errors import PrevoxError
+from prevox.errors import PrevoxError, RunError
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -62,8 +62,11 @@ def run_cases(
         title: What the progress line counts.
 
     Yields:
-        The case with what the function returned, or with a `Failure`: exceptions never escape. When a worker process
-        dies, the cases that were in flight are run once more, each alone; one that dies again is a failure.
+        The case with what the function returned, or with a `Failure`: its exceptions never escape. When a worker
+        process dies, the cases that were in flight are run once more, each alone; one that dies again is a failure.
+
+    Raises:
+        RunError: If worker processes cannot start at all.
     """
     workers = min(resolve_workers(workers), max(1, len(cases)))
     if workers == 1:
@@ -96,6 +99,7 @@ def _run_pool(
     function: Callable[[Case], Result], cases: Sequence[Case], workers: int, describe: Callable[[Case], str]
 ) -> Iterator[tuple[Case, Result | Failure]]:
     waiting = list(reversed(range(len(cases))))
+    can_start = False
     while waiting:
         suspects: list[int] = []
         in_flight: dict[Future[Result | Failure], int] = {}
@@ -116,6 +120,7 @@ def _run_pool(
                     if isinstance(future.exception(), BrokenProcessPool):
                         suspects.append(index)
                     else:
+                        can_start = True
                         yield cases[index], _outcome(future)
             # the pool is broken: what else was in flight has failed with it, or finished just before
             for future, index in in_flight.items():
@@ -125,8 +130,27 @@ def _run_pool(
                     yield cases[index], _outcome(future)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+        if suspects and not can_start:
+            _check_workers_start()
+            can_start = True
         for index in sorted(suspects):
             yield cases[index], _run_alone(function, cases[index], describe)
+
+
+def _check_workers_start() -> None:
+    """Tell a case that kills its worker from workers that never come up.
+
+    Raises:
+        RunError: If a worker cannot even do nothing.
+    """
+    with _pool(1) as pool:
+        try:
+            _outcome(_submit(pool, resolve_workers, 1))
+        except BrokenProcessPool:
+            raise RunError(
+                "The worker processes cannot start. Each of them runs the calling script again, so its calls of Prevox "
+                'must stand under `if __name__ == "__main__":`; or set workers to 1 (a script on standard input, say).'
+            ) from None
 
 
 def _run_alone(function: Callable[[Case], Result], case: Case, describe: Callable[[Case], str]) -> Result | Failure:

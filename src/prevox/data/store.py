@@ -9,8 +9,8 @@
         labels/reference/0, ...   (Z, Y, X) smallest unsigned integer
         foreground.npy            (n, 4) int32: class value, z, y, x of sample voxels
 
-Voxel = stored * slope + intercept. OME-Zarr 0.5 knows scale and translation only, so the full affine stands in the
-group's own attribute "prevox". Groups are written by `prevox.data.group`.
+Voxel = stored * slope + intercept, of each channel. OME-Zarr 0.5 knows scale and translation only, so the full affine
+stands in the group's own attribute "prevox". Groups are written by `prevox.data.group`.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from prevox.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2  # 2: slope, intercept and largest error of every channel
 _CACHE_BYTES = 256 << 20  # decoded chunks and shard indices, shared by all images
 _OPEN_ARRAYS = 4096  # handles kept; each is small, but a store may hold 100 000 images
 
@@ -45,7 +45,7 @@ class Store:
         info: Contents of store.json.
 
     Raises:
-        DataError: If the folder is not a store, was written by a newer Prevox, or lacks images that its index names.
+        DataError: If the folder is not a store, was written by another Prevox, or lacks images that its index names.
     """
 
     def __init__(self, path: Path | str):
@@ -139,10 +139,14 @@ class Store:
         """
         return self.row(image)["label_values"] is not None
 
-    def slope_intercept(self, image: str) -> tuple[float, float]:
-        """Voxel = stored * slope + intercept, for every channel of the image."""
+    def slope_intercept(self, image: str) -> np.ndarray:
+        """Slope and intercept of each channel, (C, 2) float64: voxel = stored * slope + intercept.
+
+        Raises:
+            DataError: If there is no such image.
+        """
         row = self.row(image)
-        return float(row["slope"]), float(row["intercept"])
+        return np.stack([row["slope"], row["intercept"]], axis=1, dtype=np.float64)
 
     def statistics(self, image: str) -> list[dict[str, float]]:
         """Intensity statistics of each channel over the finest level, in the image's units."""
@@ -158,6 +162,9 @@ class Store:
 
     def level_for(self, image: str, source_size: tuple[int, ...], target_size: tuple[int, ...]) -> int:
         """The coarsest level from which a view can be cut without losing samples.
+
+        For views that cover more voxels than they have samples. `ViewLoader` cuts views at native resolution, for
+        which this is always level 0, so it does not ask.
 
         Args:
             image: Image id.
@@ -214,7 +221,7 @@ def read_info(path: Path) -> dict[str, Any]:
     """Read store.json.
 
     Raises:
-        DataError: If the folder is not a store or was written by a newer Prevox.
+        DataError: If the folder is not a store, or was written by an older or a newer Prevox.
     """
     remedy = "Give the folder that `prevox prepare --out` wrote."
     if not path.is_dir():
@@ -226,11 +233,13 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DataError(path, found="a folder without store.json", expected="a store", remedy=remedy) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(path / "store.json", found=f"{error}", expected="the JSON of a store", remedy=remedy) from None
-    if schema > SCHEMA:
+    if schema != SCHEMA:
         raise DataError(
             path,
             found=f"a store of schema {schema}",
-            expected=f"schema {SCHEMA} or older",
-            remedy="It was written by a newer Prevox: update this one, or prepare the images again.",
+            expected=f"schema {SCHEMA}",
+            remedy="It was written by a newer Prevox: update this one, or prepare the images again."
+            if schema > SCHEMA
+            else "It was written by an older Prevox: run `prevox prepare` with another --out, and use that store.",
         )
     return dict(info)

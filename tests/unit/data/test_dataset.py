@@ -74,6 +74,48 @@ def test_batches_do_not_depend_on_the_reads_in_flight(tiny_store: Path) -> None:
     assert not all(same(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("reads_ahead", [1, 5])
+def test_reads_are_in_flight_while_the_caller_works(tiny_store: Path, reads_ahead: int) -> None:
+    made = loader(tiny_store, batch=4, labels=False, reads_ahead=reads_ahead)
+    started = 0
+    read = made.store.read
+
+    def counted(*args):
+        nonlocal started
+        started += 1
+        return read(*args)
+
+    made.store.read = counted
+    for number, _ in enumerate(islice(made.batches(), 3), 1):
+        assert started == 4 * number + reads_ahead + 4  # what was yielded, and what is on its way
+
+
+def test_images_with_other_channels_are_named(tiny_store: Path) -> None:
+    store = Store(tiny_store)
+    store.index.loc["case_4", "channels"] = 2
+    spec = {"view": ViewGroup((4, 4, 4))}
+    with pytest.raises(DataError, match=r"1 of 6 chosen images with other channels \(case_4 has 2\)"):
+        ViewLoader(store, IMAGES, spec, seed=0, batch=1)
+    ViewLoader(store, IMAGES[:3], spec, seed=0, batch=1)
+    with pytest.raises(DataError, match="nearest name is 'case_5'"):
+        ViewLoader(store, ["case_5", "case_5x"], spec, seed=0, batch=1)
+
+
+def test_each_channel_has_its_own_scale(tiny_store: Path, monkeypatch) -> None:
+    made = loader(tiny_store, batch=3)
+    raw = first(made, 1)[0]
+    view = raw.groups["view"]
+    view.voxels_BCDHW = np.concatenate([view.voxels_BCDHW, view.voxels_BCDHW], axis=1)
+    scales = {image: np.array([[1 + n, 7.0], [0.5, n]]) for n, image in enumerate(raw.images)}
+    monkeypatch.setattr(made.store, "slope_intercept", scales.__getitem__)
+    monkeypatch.setattr(made.store, "statistics", lambda image: [{}, {}])
+    batch = to_device(raw, made.store, made.spec, WINDOW, torch.device("cpu"), torch.Generator())
+    for row in range(3):
+        stored = view.voxels_BCDHW[row, 0].astype(np.float64)
+        wanted = torch.tensor(np.stack([stored * (1 + row) + 7, stored * 0.5 + row])) / 10000
+        torch.testing.assert_close(batch.views["view"].x_BCDHW[row].double(), wanted.clamp(0, 1), rtol=0, atol=1e-6)
+
+
 def test_starting_later_skips_exactly_the_batches_before(tiny_store: Path) -> None:
     whole, tail = first(loader(tiny_store), 9), first(loader(tiny_store), 4, start=5)
     assert all(same(a, b) for a, b in zip(whole[5:], tail, strict=True))

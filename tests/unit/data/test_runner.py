@@ -1,11 +1,13 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from prevox.data.runner import Failure, resolve_workers, run_cases
-from prevox.errors import DataError
+from prevox.errors import DataError, RunError
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +60,22 @@ def test_dying_worker_costs_its_case_only():
     assert isinstance(outcomes["unpicklable"], Failure)
     assert "case-die" in outcomes["die"].reason
     assert "died" in outcomes["die"].reason
+
+
+def test_first_case_that_kills_its_worker_is_no_failure_to_start():
+    outcomes = dict(run_cases(work, ["die", "a"], 2, str))
+    assert outcomes["a"] == "a!"
+    assert "died twice" in outcomes["die"].reason
+
+
+def test_script_without_main_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from prevox.data.runner import run_cases\nprint(list(run_cases(abs, [1, 2], 2, str)))\n")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0
+    last_line = run.stderr.strip().splitlines()[-1]
+    assert last_line.startswith(f"prevox.errors.{RunError.__name__}: The worker processes cannot start")
+    assert 'if __name__ == "__main__":' in last_line
 
 
 def test_case_whose_worker_died_once_is_retried(tmp_path):

@@ -16,11 +16,12 @@ from prevox.data.group import (
     label_levels,
     pyramid_factors,
     quantise,
+    quantise_channels,
     read_attributes,
     update_attributes,
     write_image_group,
 )
-from prevox.data.store import Store
+from prevox.data.store import SCHEMA, Store
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -67,6 +68,18 @@ def test_quantisation_of_large_floats_by_hand():
     constant = quantise(np.full((2, 2), 0.3))
     assert constant[3] == 0
     assert constant[0][0, 0] * constant[1] + constant[2] == 0.3
+
+
+def test_every_channel_is_spread_over_its_own_range():
+    t2, adc = np.linspace(0, 4000.5, 60).reshape(3, 4, 5), np.linspace(0, 0.003, 60).reshape(3, 4, 5)
+    array = np.stack([t2, adc, np.arange(60.0).reshape(3, 4, 5)])
+    stored, slopes, intercepts, errors = quantise_channels(array)
+    assert stored.dtype == np.int16
+    assert slopes == pytest.approx([4000.5 / 65535, 0.003 / 65535, 1])
+    assert (intercepts[2], errors[2]) == (0, 0)
+    back = stored * np.reshape(slopes, (3, 1, 1, 1)) + np.reshape(intercepts, (3, 1, 1, 1))
+    assert np.abs(back - array).max(axis=(1, 2, 3)).tolist() == errors
+    assert 0 < errors[1] <= 0.003 / 65535 / 2 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("bad", "words"), [(np.nan, "1 NaN and 0 infinite"), (-np.inf, "0 NaN and 1 infinite")])
@@ -139,13 +152,15 @@ def written(tmp_path):
     label = (rng.random((9, 70, 41)) > 0.8).astype(np.uint16) * 300
     write_image_group(tmp_path / "images" / "a.zarr", image, label, AFFINE, {"hello": 1}, seed=5)
     write_image_group(tmp_path / "images" / "b.zarr", image[:, :, :9, :9], None, AFFINE, {})
-    (tmp_path / "store.json").write_text(json.dumps({"schema": 1, "channels": 2}))
+    (tmp_path / "store.json").write_text(json.dumps({"schema": SCHEMA, "channels": 2}))
     rows = []
     for name in "ab":
         attributes = read_attributes(tmp_path / "images" / f"{name}.zarr")
         values = [300] if name == "a" else None
         levels, statistics = json.dumps(attributes["levels"]), json.dumps([{"mean": 1.0}] * 2)
-        rows.append({"image": name, "slope": 0.5, "intercept": 3.0, "levels": levels, "statistics": statistics})
+        rows.append(
+            {"image": name, "slope": [0.5, 2.0], "intercept": [3.0, 0.0], "levels": levels, "statistics": statistics}
+        )
         rows[-1]["label_values"] = values
     pd.DataFrame(rows).to_parquet(tmp_path / "index.parquet")
     return tmp_path, image, label
@@ -163,7 +178,7 @@ def test_store_reads_back_what_was_written(written):
     assert store.shape("a", 1) == (9, 35, 21)
     coarse = list(image_levels(image, store.levels("a")))[1]
     assert (store.read("a", 1, ((0, 9), (3, 35), (0, 21))).result() == coarse[:, :, 3:]).all()
-    assert store.slope_intercept("a") == (0.5, 3)
+    assert store.slope_intercept("a").tolist() == [[0.5, 3], [2, 0]]
     assert store.statistics("a") == [{"mean": 1.0}] * 2
     assert store.has_label("a")
     assert not store.has_label("b")
@@ -242,6 +257,9 @@ def test_wrong_folders_and_names(written, tmp_path):
         Store(path)
     (path / "store.json").write_text('{"schema": 99}')
     with pytest.raises(DataError, match="newer Prevox"):
+        Store(path)
+    (path / "store.json").write_text('{"schema": 1}')
+    with pytest.raises(DataError, match=r"schema 1; expected schema 2\. .*older Prevox.*another --out"):
         Store(path)
     (path / "store.json").write_text("{")
     with pytest.raises(DataError, match="JSON of a store"):
