@@ -56,6 +56,7 @@ def _loose(schema: type[BaseModel], defaults: Mapping[str, Any], optional: bool 
             default = _as_words(default)
         if optional and name not in defaults:  # unset, so that a part nobody touches stays None
             kind, default = kind | None, None
+        kind = _unconstrained(kind)
         markers = [item for item in field.metadata if type(item).__module__.startswith("tyro")]
         if markers:
             kind = Annotated[kind, *markers]
@@ -73,6 +74,18 @@ def _nested(kind: Any) -> tuple[type[BaseModel] | None, bool]:
 
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is dict or any(_is_mapping(part) for part in get_args(kind))
+
+
+def _unconstrained(kind: Any) -> Any:
+    """Without the constraints inside: tuple[Annotated[float, Field(gt=0)], ...] becomes tuple[float, ...]."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _unconstrained(parts[0])
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_unconstrained(part) for part in parts)]  # noqa: UP007 - built at run time
+    if origin is tuple:
+        return tuple[tuple(_unconstrained(part) for part in parts)]  # type: ignore[misc]
+    return kind
 
 
 def _as_words(value: Any) -> Any:

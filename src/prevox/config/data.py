@@ -69,7 +69,9 @@ class NormaliseConfig(Config):
     @model_validator(mode="after")
     def _window_fits(self) -> "NormaliseConfig":
         if (self.name == "window") != (self.window is not None):
-            raise ValueError("name 'window' needs --normalise.window LOW HIGH, and the other names take none")
+            raise ValueError(
+                "name 'window' needs --normalise.window LOW HIGH; the other names take none (--normalise.window None)"
+            )
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError("window must be LOW HIGH with LOW < HIGH")
         return self

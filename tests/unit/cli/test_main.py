@@ -49,6 +49,22 @@ def test_wrong_value_is_judged_by_the_schema(capsys) -> None:
     assert "'method.mask_ratio' is 3.0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prepare", "--catalogue", "c", "--out", "s", "--spacing", "0", "1", "1"], "'spacing"),
+        (["pretrain", "--store", "s", "--out", "o", "--train.steps", "0"], "'train.steps' is 0"),
+        (["pretrain", "--store", "s", "--out", "o", "--train.steps", "1", "--views.size", "8"], "two numbers"),
+    ],
+)
+def test_numbers_out_of_range_meet_the_schemas_words(words: list[str], message: str, capsys) -> None:
+    assert exit_code(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "FieldInfo" not in error
+    assert "pydantic.dev" not in error
+
+
 def test_flags_win_over_the_recipe_and_the_recipe_over_the_schema() -> None:
     recipe = load_recipe("pretrain", "selfmedmae-btcv")
     words = ["--store", "s", "--out", "o", "--recipe", "selfmedmae-btcv", "--method.mask-ratio", "0.5"]
