@@ -1,6 +1,8 @@
 """Which prediction belongs to which reference, and which classes are scored: everything before a voxel is read."""
 
+import csv
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from prevox.errors import ConfigError, DataError, RunError
 Regions = dict[str, tuple[int, ...]]
 CATALOGUE_COLUMNS = ("image", "subject", "root", "label_path", "class_names")
 LARGEST_LABEL = 65535
+MEAN = "mean"  # of classes, in the summary; no class can have that name
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,16 @@ class Matching:
 
     Attributes:
         cases: In the order of the references.
-        not_predicted: Ids of references without a prediction.
+        failed: Ids of cases with a reference that `predict` could not segment (failures.csv beside the masks).
+        not_predicted: Ids of other references without a prediction; where a run says how it divided the images, those
+            of the parts that were predicted.
         without_reference: Ids of predictions without a reference.
         trained_on: Ids of the cases that the run was trained on, as far as it says.
         subjects_known: False where each case counts as a subject of its own because nothing says more.
     """
 
     cases: list[Case]
+    failed: list[str] = field(default_factory=list)
     not_predicted: list[str] = field(default_factory=list)
     without_reference: list[str] = field(default_factory=list)
     trained_on: list[str] = field(default_factory=list)
@@ -72,12 +78,15 @@ def match_cases(config: EvaluateConfig) -> Matching:
     Raises:
         DataError: If a folder or catalogue cannot be used, an id occurs twice, or nothing matches.
         RunError: If a run has no predictions.
-        ConfigError: If a region holds values that no class can have.
+        ConfigError: If a region holds values that no class can have, or a class is called "mean".
     """
     folder = predictions_folder(config.predictions)
     predictions = masks_in(folder)
     references = _catalogued(config.references) if config.references.is_file() else _in_folder(config.references)
-    matched = [reference for reference in references if reference.case in predictions]
+    failures = _failures(folder)  # a mask that lies there all the same is an older one
+    matched = [
+        reference for reference in references if reference.case in predictions and reference.case not in failures
+    ]
     if not matched:
         raise DataError(
             folder,
@@ -98,24 +107,34 @@ def match_cases(config: EvaluateConfig) -> Matching:
         )
         for reference in matched
     ]
-    trained = _trained_on(folder.parent)
+    _refuse_mean(cases)
+    part = _parts(folder.parent)
+    predicted = {part.get(case) for case in (*predictions, *failures)}
     known = {reference.case for reference in references}
     return Matching(
         cases=cases,
-        not_predicted=[reference.case for reference in references if reference.case not in predictions],
+        failed=[reference.case for reference in references if reference.case in failures],
+        not_predicted=[
+            reference.case
+            for reference in references
+            if reference.case not in predictions
+            and reference.case not in failures
+            and part.get(reference.case) in predicted
+        ],
         without_reference=[case for case in predictions if case not in known],
-        trained_on=[case.case for case in cases if case.case in trained],
+        trained_on=[case.case for case in cases if part.get(case.case) == "train"],
         subjects_known=any(reference.subject is not None for reference in matched),
     )
 
 
 def predictions_folder(path: Path) -> Path:
-    """The folder of masks that `--predictions` means: a run's predictions, or the folder itself.
+    """The folder of masks that `--predictions` means, absolute: a run's predictions, or the folder itself.
 
     Raises:
         RunError: If the path is a run without predictions.
         DataError: If it is no folder.
     """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - "." and ".." must go, lest `parent` miss the run; links stay
     if (path / "config.yaml").is_file():
         if not (path / "predictions").is_dir():
             raise RunError(
@@ -222,10 +241,34 @@ def _checked(regions: Regions | None) -> Regions | None:
     return regions
 
 
-def _trained_on(run: Path) -> set[str]:
+def _refuse_mean(cases: Iterable[Case]) -> None:
+    if any(MEAN in (case.regions or {}) for case in cases):
+        raise ConfigError(
+            f"a class is called '{MEAN}', which is the row of the mean over classes in the summary. Name the "
+            "classes with --regions, e.g. --regions organ=1."
+        )
+
+
+def _failures(folder: Path) -> set[str]:
+    """Ids that `predict` could not segment in its latest call."""
+    path = folder / "failures.csv"
+    if not path.is_file():
+        return set()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["image"] for row in csv.DictReader(file)}
+    except (KeyError, ValueError, csv.Error) as error:
+        raise DataError(
+            path, found=f"a table that cannot be read ({error!r})", expected="columns image and reason",
+            remedy="Predict again.",
+        ) from None  # fmt: skip
+
+
+def _parts(run: Path) -> dict[str, str]:
+    """`train` or `validation` for each image that a run's split.json names."""
     split = run / "split.json"
     content: Mapping[str, list[str]] = json.loads(split.read_text()) if split.is_file() else {}
-    return set(content.get("train", ()))
+    return {case: part for part, cases in content.items() for case in cases}
 
 
 def _twice(case: str, where: str) -> DataError:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,15 @@ from prevox.config.runs import EvaluateConfig
 from prevox.console import console, warn
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import DataError, RunError
-from prevox.evaluation.cases import Case, Matching, match_cases, predictions_folder
+from prevox.evaluation.cases import MEAN, Case, Matching, match_cases, predictions_folder
 from prevox.evaluation.scoring import METRICS, score_case
 from prevox.evaluation.statistics import bootstrap_mean
+from prevox.output import replacing, writable_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
-MEAN = "mean"  # row of the summary: mean over a case's classes first, then over cases
 NAMED = 5  # ids in a message; files hold all of them
 
 
@@ -37,11 +37,18 @@ class EvaluateResult:
         summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases, subjects,
             one_empty (counted, as the worst value), both_empty (not counted).
         path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
+        failed: Ids of cases that `predict` could not segment; no mean contains them.
     """
 
     scores: "pd.DataFrame"
     summary: "pd.DataFrame"
     path: Path
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a case is missing from the means because its prediction failed, else 0."""
+        return int(bool(self.failed))
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -53,16 +60,23 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     Raises:
         DataError: If predictions and references do not fit each other; the case is named.
-        RunError: If a run has no predictions, or a case fails for another reason.
+        RunError: If a run has no predictions, a case fails for another reason, or scores cannot be written.
     """
     matching = match_cases(config)
+    folder = predictions_folder(config.predictions)
+    out = config.out or folder.parent / "evaluation"
+    writable_folder(out)
     _say_matching(matching)
     scores = _score_all(matching.cases, config)
     summary = summarise(scores)
-    out = config.out or predictions_folder(config.predictions).parent / "evaluation"
     _write(out, scores, summary, matching, config)
     _say_summary(scores, summary, config.tolerance, out)
-    return EvaluateResult(scores, summary, out)
+    if matching.failed:
+        warn(
+            f"{len(matching.failed)} cases could not be segmented and are in NO mean above: {_few(matching.failed)}; "
+            f"reasons in {folder / 'failures.csv'}. Correct them and predict again."
+        )
+    return EvaluateResult(scores, summary, out, matching.failed)
 
 
 def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
@@ -135,8 +149,8 @@ def _stop(failed: list[str], faults: dict[str, DataError | RunError]) -> None:
     first = faults[failed[0]]
     if len(failed) > 1:
         for case in failed[1:NAMED]:
-            warn(escape(f"also: {faults[case]}"))
-        warn(escape(f"{len(failed)} cases cannot be scored: {_few(failed)}"))
+            warn(f"also: {faults[case]}")
+        warn(f"{len(failed)} cases cannot be scored: {_few(failed)}")
     raise first
 
 
@@ -168,10 +182,12 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> N
 def _write(
     out: Path, scores: "pd.DataFrame", summary: "pd.DataFrame", matching: Matching, config: EvaluateConfig
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    scores.to_parquet(out / "scores.parquet", index=False)
-    scores.to_csv(out / "scores.csv", index=False)
-    summary.to_csv(out / "summary.csv", index=False)
+    with replacing(out / "scores.parquet") as path:
+        scores.to_parquet(path, index=False)
+    with replacing(out / "scores.csv") as path:
+        scores.to_csv(path, index=False)
+    with replacing(out / "summary.csv") as path:
+        summary.to_csv(path, index=False)
     content = {
         "schema": 1,
         "tolerance_mm": config.tolerance,
@@ -181,12 +197,14 @@ def _write(
         "subjects": int(scores["subject"].nunique()),
         "one_empty": int(scores["empty"].isin(["prediction", "reference"]).sum()),
         "both_empty": int((scores["empty"] == "both").sum()),
+        "failed": matching.failed,
         "not_predicted": matching.not_predicted,
         "without_reference": matching.without_reference,
         "trained_on": matching.trained_on,
         "summary": json.loads(summary.to_json(orient="records", double_precision=15)),  # NaN becomes null
     }
-    (out / "summary.json").write_text(json.dumps(content, indent=1))
+    with replacing(out / "summary.json") as path:
+        path.write_text(json.dumps(content, indent=1))
 
 
 def _say_matching(matching: Matching) -> None:
@@ -197,7 +215,7 @@ def _say_matching(matching: Matching) -> None:
         console.print(f"not predicted: {len(matching.not_predicted)} ({_few(matching.not_predicted)})", markup=False)
     if matching.without_reference:
         unmatched = matching.without_reference
-        warn(escape(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}"))
+        warn(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}")
     if matching.trained_on:
         warn(
             f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"

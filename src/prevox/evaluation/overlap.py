@@ -1,4 +1,4 @@
-"""Dice of masks and label maps; all classes of a label map from one pass over its voxels.
+"""Dice of label maps; all classes of a label map from one pass over its voxels.
 
 The joint histogram of (predicted value, reference value) holds everything that overlap needs, so the cost does not grow
 with the number of classes, and no class is ever expanded to a volume of its own.
@@ -34,20 +34,6 @@ class Overlap:
         if self.prediction == 0:
             return "both" if self.reference == 0 else "prediction"
         return "reference" if self.reference == 0 else ""
-
-
-def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """Dice coefficient of two boolean masks of the same shape.
-
-    Returns:
-        A value in [0, 1]; NaN if both masks are empty.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    _same_shape(prediction, reference)
-    prediction, reference = prediction.astype(bool, copy=False), reference.astype(bool, copy=False)
-    return Overlap(int(prediction.sum()), int(reference.sum()), int((prediction & reference).sum())).dice
 
 
 def overlap(

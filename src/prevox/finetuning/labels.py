@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prevox.errors import ConfigError, DataError
+from prevox.evaluation.cases import MEAN
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class LabelScheme:
         overlapping: Whether these are regions (one sigmoid each) instead of exclusive classes (one softmax).
 
     Raises:
-        ConfigError: If the regions cannot be painted back into one label map.
+        ConfigError: If the regions cannot be painted back into one label map, or a class is called "mean".
     """
 
     classes: dict[str, tuple[int, ...]]
@@ -32,6 +33,11 @@ class LabelScheme:
     def __post_init__(self) -> None:
         if not self.classes:
             raise ConfigError("classes: there is none; a segmentation needs at least one label value above 0.")
+        if MEAN in self.classes:
+            raise ConfigError(
+                f"classes: one is called '{MEAN}', which in the scores is the row of the mean over classes. Rename it "
+                "in the dataset's description and prepare again, or name the classes with --regions."
+            )
         if self.overlapping:
             self.painted()
         else:

@@ -7,15 +7,18 @@ Shape suffixes: C channels, K outputs, Z Y X canonical axes, I J K the file's ax
 """
 
 import csv
+import errno
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from prevox.config.runs import PredictConfig
 from prevox.console import console
@@ -30,10 +33,16 @@ from prevox.finetuning.labels import LabelScheme
 from prevox.finetuning.network_io import LoadedNetwork, load_network
 from prevox.inference.cases import Case, find_cases, of_split
 from prevox.inference.sliding_window import sliding_window
+from prevox.output import replacing, writable_folder
 from prevox.views.normalise import normalise
 
 COLUMNS = ("image", "file", "source", "label", "seconds")
 WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha"}  # one compressed file of the same family
+FOR_ALL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # what the disk says to one mask it says to all
+
+
+class _DiskError(RunError):
+    """No further mask can be written."""
 
 
 @dataclass(frozen=True)
@@ -63,35 +72,36 @@ def predict(config: PredictConfig) -> PredictResult:
     name; predictions.csv lists the masks of this call, failures.csv the images without.
 
     Raises:
-        RunError: If the run cannot be used, or no image could be segmented.
+        RunError: If the run cannot be used, masks cannot be written, or no image could be segmented.
         DataError: If there are no images.
-        ConfigError: If a GPU is asked for and there is none.
+        ConfigError: If a GPU is asked for and there is none, or images or labels lie where the masks go.
     """
     device = _device(config.device)
     loaded = load_network(config.run)
     loaded.network.to(device)
     cases = find_cases(config.images)
+    out = config.out or loaded.run / "predictions"
+    _keep_sources(out, cases)
     if config.split != "all":
         cases = of_split(cases, loaded.run, config.split, config.images)
-    out = config.out or loaded.run / "predictions"
-    out.mkdir(parents=True, exist_ok=True)
-    console.print(f"predict: {len(cases)} images with {loaded.checkpoint.parent} on {device}; masks in {out}")
+    writable_folder(out)
+    console.print(
+        f"predict: {len(cases)} images with {loaded.checkpoint.parent} on {device}; masks in {out}", markup=False
+    )
     work = partial(predict_case, loaded=loaded, config=config, out=out, device=device)
     rows: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
-    try:
-        for case, result in run_cases(work, cases, 1, lambda case: case.image, "predicting"):
-            if isinstance(result, Failure):
-                reason = " ".join(result.reason.split())
-                console.print(f"[red]left out:[/red] {case.image}: {reason}", markup=True)
-                failures.append((case.image, reason))
-            else:
-                rows.append(result)
-    finally:
-        _write_csv(out / "predictions.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
-        (out / "failures.csv").unlink(missing_ok=True)
-        if failures:
-            _write_csv(out / "failures.csv", ("image", "reason"), failures)
+    _record(out, rows, failures)
+    for case, result in run_cases(work, cases, 1, lambda case: case.image, "predicting"):
+        if isinstance(result, Failure):
+            reason = " ".join(result.reason.split())
+            if result.kind == _DiskError.__name__:
+                raise RunError(f"{reason} {len(rows)} of {len(cases)} images are done; predictions.csv names them.")
+            console.print(f"[red]left out:[/red] {escape(f'{case.image}: {reason}')}", markup=True)
+            failures.append((case.image, reason))
+        else:
+            rows.append(result)
+        _record(out, rows, failures)  # after each image: a full disk or a kill costs no line of what is done
     if not rows:
         raise RunError(f"{config.images}: no image could be segmented. The first, {failures[0][0]}: {failures[0][1]}")
     return PredictResult(out, [row["image"] for row in rows], failures)
@@ -107,6 +117,7 @@ def predict_case(
 
     Raises:
         DataError: If the image cannot be used or has the wrong number of channels.
+        RunError: If the disk is full or cannot be written.
     """
     began = perf_counter()
     array_CIJK, header = _read(case, loaded.channels)
@@ -114,15 +125,20 @@ def predict_case(
     scores = _scores(prepared, loaded, config, device)
     suffix = suffix_of(case.paths[0]) or ""
     name = case.image + WRITTEN_AS.get(suffix, suffix)
-    write_mask(out / name, label_map(scores, prepared, loaded.scheme), header)
-    if config.probabilities:
-        (out / "probabilities").mkdir(exist_ok=True)
-        write_image(out / "probabilities" / name, _probabilities(scores, prepared, loaded.scheme), header)
-    files = [str(path) for path in case.paths]
+    try:
+        if config.probabilities:  # first: where there is a mask, there is all that was asked for
+            write_image(out / "probabilities" / name, _probabilities(scores, prepared, loaded.scheme), header)
+        write_mask(out / name, label_map(scores, prepared, loaded.scheme), header)
+    except OSError as error:
+        if error.errno in FOR_ALL:
+            raise _DiskError(
+                f"{out}: cannot be written ({error.strerror}). Free space or choose another --out."
+            ) from None
+        raise
     return {
         "image": case.image,
         "file": name,
-        "source": files[0] if len(files) == 1 else json.dumps(files),
+        "source": json.dumps([str(path) for path in case.paths], ensure_ascii=False),
         "label": str(case.label or ""),
         "seconds": f"{perf_counter() - began:.3f}",
     }
@@ -194,8 +210,36 @@ def _fits(device: torch.device, size: int) -> bool:
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 3
 
 
+def _keep_sources(out: Path, cases: list[Case]) -> None:
+    """Refuse a folder in which a mask could replace an image or its label map.
+
+    Raises:
+        ConfigError: If one of them lies in the folder of masks or probabilities, or is that path itself.
+    """
+    folders = [folder.resolve() for folder in (out, out / "probabilities")]
+    for case in cases:
+        for path in chain(case.paths, [case.label] if case.label else []):
+            places = (path.parent.resolve(), path.resolve(), path.resolve().parent)  # a link, and what it points to
+            if any(folder in places for folder in folders):
+                raise ConfigError(
+                    f"out: {out} holds {path}, an image or a label map of '{case.image}', which a mask could replace. "
+                    "Give --out a folder of its own."
+                )
+
+
+def _record(out: Path, rows: list[dict[str, Any]], failures: list[tuple[str, str]]) -> None:
+    """Write predictions.csv, and failures.csv where there are any.
+
+    Raises:
+        RunError: If they cannot be written.
+    """
+    _write_csv(out / "predictions.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+    if failures:
+        _write_csv(out / "failures.csv", ("image", "reason"), failures)
+    else:
+        (out / "failures.csv").unlink(missing_ok=True)
+
+
 def _write_csv(path: Path, columns: tuple[str, ...], rows: list[Any]) -> None:
-    partial_path = path.with_name(f".{path.name}.partial")
-    with partial_path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    partial_path.replace(path)

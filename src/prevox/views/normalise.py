@@ -21,7 +21,6 @@ def normalise(
     x_BCDHW: Tensor,
     statistics: Sequence[Sequence[Mapping[str, float]]],
     settings: NormaliseConfig,
-    valid_B1DHW: Tensor | None = None,
 ) -> Tensor:
     """Map intensities to the range that networks expect.
 
@@ -29,7 +28,6 @@ def normalise(
         x_BCDHW: Voxels in the image's own units, floating point; (B, C, H, W) for 2D.
         statistics: For every view and channel: mean, std, mean_nonzero, std_nonzero, p005, p995, minimum, maximum.
         settings: Kind of normalisation. `zscore_nonzero` leaves background (zeros) at 0, as SelfMedMAE does.
-        valid_B1DHW: Where the view lies inside its image; elsewhere the result is 0.
 
     Returns:
         Normalised voxels of the same shape.
@@ -63,4 +61,4 @@ def normalise(
     else:
         low_BC, high_BC = column("p005"), column("p995")
         result = ((x_BCDHW - low_BC) / (high_BC - low_BC).clamp_min(FLOOR)).clamp(0, 1)
-    return result if valid_B1DHW is None else result.masked_fill(~valid_B1DHW, 0.0)
+    return result

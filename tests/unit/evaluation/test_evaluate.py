@@ -160,7 +160,7 @@ def test_all_faults_are_told(scans, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "also: case b" in said
     assert "3 cases cannot be scored: a, b, c" in said
-    assert not (scans / "run" / "evaluation").exists()
+    assert list((scans / "run" / "evaluation").iterdir()) == []
 
 
 def test_matching_refusals(scans):
@@ -226,3 +226,71 @@ def test_summary_of_a_hand_made_table():
     assert value(summary, "mean", "hd95") == pytest.approx((1.5 + 3.0 + 47.5) / 3)
     assert value(summary, "x", "dice", "low") >= 0.1
     pd.testing.assert_frame_equal(summary, summarise(scores))
+
+
+def test_failed_predictions_are_told_and_fail_the_verb(scans, capsys):
+    folder = scans / "run" / "predictions"
+    assert (run_on(scans).failed, run_on(scans).exit_code) == ([], 0)
+    (folder / "failures.csv").write_text("image,reason\nb,out of memory\nnowhere,no label\n")
+    result = run_on(scans)  # b's mask is an older one
+    assert list(result.scores["case"].unique()) == ["a", "c"]
+    assert (result.failed, result.exit_code) == (["b"], 1)
+    assert "1 cases could not be segmented and are in NO mean above: b" in " ".join(capsys.readouterr().out.split())
+    content = json.loads((result.path / "summary.json").read_text())
+    assert (content["failed"], content["not_predicted"]) == (["b"], ["d"])
+
+
+def test_only_the_part_that_was_predicted_is_missed(scans):
+    folder = scans / "run" / "predictions"
+    catalogue(scans / "catalogue.parquet", scans, dict.fromkeys(["a", "b", "c", "d", "t1", "new"], "s"))
+    split = {"train": ["t1", "t2"], "validation": ["a", "b", "c", "d"]}
+    (scans / "run" / "split.json").write_text(json.dumps(split))
+
+    def missed():
+        return json.loads((run_on(scans).path / "summary.json").read_text())["not_predicted"]
+
+    assert missed() == ["d"]
+    save(folder / "t2.nii.gz", (1, 1, 5))
+    assert missed() == ["d", "t1"]
+    save(folder / "elsewhere.nii.gz", (1, 1, 5))
+    assert missed() == ["d", "t1", "new"]
+
+
+def test_a_relative_folder_finds_its_run(scans, monkeypatch):
+    (scans / "run" / "config.yaml").write_text("regions: {all: [1, 2]}\n")
+    expected = scans / "run" / "evaluation"
+    for inside, path in (("run/predictions", "."), ("run/predictions/sub", ".."), ("run", ".")):
+        (scans / inside).mkdir(exist_ok=True)
+        monkeypatch.chdir(scans / inside)
+        result = run_on(scans, predictions=path)
+        assert (result.path, list(result.scores["class"].unique())) == (expected, ["all"])
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(scans, monkeypatch):
+    (scans / "file").write_text("")
+    monkeypatch.setattr("prevox.evaluation.evaluate._score_all", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(RunError, match=r"file.scores: cannot be written \(Not a directory\)"):
+        run_on(scans, out=scans / "file" / "scores")
+
+
+def test_files_of_an_earlier_evaluation_are_replaced_whole(scans, monkeypatch):
+    path = run_on(scans).path
+    before = (path / "scores.csv").read_bytes()
+
+    def torn(self, target, **_):
+        target.write_text("torn")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", torn)
+    with pytest.raises(RunError, match=r"scores\.csv: cannot be written \(No space left"):
+        run_on(scans)
+    assert (path / "scores.csv").read_bytes() == before
+    assert not list(path.glob(".*"))
+
+
+def test_a_class_called_mean_is_refused(scans):
+    with pytest.raises(ConfigError, match=r"called 'mean'.*--regions"):
+        run_on(scans, regions={"mean": (1,), "back": (2,)})
+    catalogue(scans / "catalogue.parquet", scans, {"a": "s"}, '{"1": "mean", "2": "back"}')
+    with pytest.raises(ConfigError, match=r"called 'mean'.*--regions"):
+        run_on(scans)

@@ -87,3 +87,8 @@ def test_probabilities():
     exclusive, regions = LabelScheme({"a": (1,)}), LabelScheme({"a": (1, 2), "b": (2,)}, overlapping=True)
     assert exclusive.probabilities(logits).flatten().tolist() == pytest.approx([0.25, 0.75])
     assert regions.probabilities(logits).flatten().tolist() == pytest.approx([0.5, 0.75])
+
+
+def test_a_class_called_mean_is_refused():
+    with pytest.raises(ConfigError, match=r"called 'mean'.*Rename it"):
+        exclusive_scheme({"1": "mean", "2": "b"}, [1, 2], "store")

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from prevox.config.data import NormaliseConfig
 from prevox.config.runs import FinetuneConfig, PredictConfig
 from prevox.data.place import PrepareSettings
 from prevox.data.readers import read_header
-from prevox.errors import DataError, RunError
+from prevox.errors import ConfigError, DataError, RunError
 from prevox.finetuning.labels import LabelScheme
 from prevox.finetuning.network_io import LoadedNetwork, describe_network, load_network
 from prevox.finetuning.segmentation import build
@@ -185,7 +186,7 @@ def test_a_folder_of_scans_with_one_broken(run, tmp_path):
     assert (result.exit_code, result.predicted) == (1, ["a", "b"])
     rows = rows_of(out / "predictions.csv")
     assert [row["file"] for row in rows] == ["a.nii.gz", "b.nii.gz"]
-    assert Path(rows[0]["source"]) == tmp_path / "scans" / "a.nii.gz"
+    assert json.loads(rows[0]["source"]) == [str(tmp_path / "scans" / "a.nii.gz")]
     assert float(rows[0]["seconds"]) > 0
     failed = rows_of(out / "failures.csv")
     assert [row["image"] for row in failed] == ["broken"]
@@ -239,3 +240,62 @@ def test_two_images_with_one_id_would_overwrite_each_other(tmp_path):
         (tmp_path / dataset / "dataset.json").write_text(json.dumps({**description, "numTraining": 1}))
     with pytest.raises(DataError, match="two images with the id 'case'"):
         find_cases(tmp_path)
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("over", [{"out": "scans/images"}, {"out": "scans/labels"}, {"out": "scans/images/a.nii.gz"}])
+def test_masks_never_replace_images_or_labels(run, tmp_path, monkeypatch, over):
+    monkeypatch.chdir(tmp_path)
+    for part in ("images", "labels"):
+        write(tmp_path / "scans" / part / "a.nii.gz", blobs())
+    before = files_in(tmp_path)
+    with pytest.raises(ConfigError, match=r"out: .* holds .*a\.nii\.gz.* Give --out a folder of its own"):
+        predict(settings(run[0], tmp_path / "scans", **over))
+    assert files_in(tmp_path) == before
+    assert predict(settings(run[0], tmp_path / "scans", out="scans/masks")).predicted == ["a"]
+
+
+def test_probabilities_never_replace_images_and_links_are_followed(run, tmp_path):
+    write(tmp_path / "out" / "probabilities" / "a.nii.gz", blobs())
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    with pytest.raises(ConfigError, match="folder of its own"):
+        predict(settings(run[0], tmp_path / "out" / "probabilities", out=tmp_path / "link", probabilities=True))
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(run, tmp_path, monkeypatch):
+    write(tmp_path / "scans" / "a.nii.gz", blobs())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("prevox.inference.predict.predict_case", lambda *args, **kwargs: pytest.fail("work was done"))
+    with pytest.raises(RunError, match=r"file.masks: cannot be written \(Not a directory\)"):
+        predict(settings(run[0], tmp_path / "scans", out=tmp_path / "file" / "masks"))
+
+
+def test_a_full_disk_stops_and_what_is_done_stays_named(run, tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path / "scans" / f"{name}.nii.gz", blobs())
+    written = []
+
+    def write_or_fill(path, label, like):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+
+    monkeypatch.setattr("prevox.inference.predict.write_mask", write_or_fill)
+    with pytest.raises(RunError, match=r"No space left on device.* 1 of 3 images are done"):
+        predict(settings(run[0], tmp_path / "scans", out=tmp_path / "masks"))
+    assert [row["image"] for row in rows_of(tmp_path / "masks" / "predictions.csv")] == ["a"]
+    assert not (tmp_path / "masks" / "failures.csv").exists()
+
+
+def test_brackets_in_paths_are_no_markup(run, tmp_path, capsys):
+    write(tmp_path / "q[/y]" / "a.nii.gz", blobs())
+    (tmp_path / "q[/y]" / "[/b].nii.gz").parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "q[/y]" / "[/b].nii.gz").write_bytes(b"no gzip")
+    result = predict(settings(run[0], tmp_path / "q[/y]", out=tmp_path / "masks[/z]"))
+    assert (result.predicted, len(result.failures)) == (["a"], 1)
+    said = "".join(capsys.readouterr().out.split())
+    assert "masks[/z]" in said
+    assert "q[/y]" in said

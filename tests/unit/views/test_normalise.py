@@ -100,15 +100,6 @@ def test_constant_images_give_zeros_not_nan(name, value):
     assert np.all(run(np.full((1, 1, 2, 2, 2), value), NormaliseConfig(name=name)) == 0)
 
 
-def test_padding_is_zero_afterwards(images):
-    valid = torch.ones(2, 1, 3, 4, 5, dtype=torch.bool)
-    valid[..., 3:] = False
-    statistics = [statistics_of(view) for view in images]
-    result = normalise(torch.from_numpy(images), statistics, NormaliseConfig(), valid)
-    assert (result[..., 3:] == 0).all()
-    assert (result[..., :3] != 0).all()
-
-
 def test_wrong_number_of_channels_is_refused(images):
     statistics = [statistics_of(view)[:1] for view in images]
     with pytest.raises(ConfigError, match=r"\[1, 1\] channels; expected 2 views with 2 channels"):
