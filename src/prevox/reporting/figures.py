@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,24 @@ from prevox.reporting.overlays import Overlay
 
 # Hues that keep at least 3:1 against white and against the dark page, and differ in lightness as well.
 RUN_COLOURS = ("#2f7dd1", "#d9622b", "#2a9d6f", "#b0609f", "#a8862b", "#6d7f92")
+LINES = ("solid", "dashed", "dotted")  # words that matplotlib and style sheets share; the next with every six runs
 LABEL_COLOURS = ("#ffb000", "#3fb6ff", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f4a", "#4de0d0", "#e8e25a")
 INK = "#010203"  # stands for the page's text colour until the SVG is in the page
 MAX_POINTS = 600  # per curve; more cannot be seen and would swell the page
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a run is drawn wherever it appears."""
+
+    colour: str
+    line: str
+
+
+def run_stroke(number: int) -> Stroke:
+    """Stroke of a run by its place in the report: six colours, then the same with another line."""
+    turn, colour = divmod(number, len(RUN_COLOURS))
+    return Stroke(RUN_COLOURS[colour], LINES[turn % len(LINES)])
 
 
 def label_colour(value: int) -> str:
@@ -35,12 +51,12 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve(
-    series: Sequence[tuple[str, str, pd.DataFrame]], column: str, *, logarithmic: bool = False, smooth: bool = True
+    series: Sequence[tuple[Stroke, pd.DataFrame]], column: str, *, logarithmic: bool = False, smooth: bool = True
 ) -> Markup | None:
     """One quantity over steps, all runs overlaid.
 
     Args:
-        series: (name of the run, colour, its logged rows).
+        series: (stroke of the run, its logged rows).
         column: Column of the rows.
         logarithmic: Whether the vertical axis may be logarithmic (it is where values span more than a factor of 20).
         smooth: Whether long curves get a running mean.
@@ -50,7 +66,7 @@ def curve(
     """
     figure, axes = _axes((4.6, 2.5))
     drawn = 0
-    for _, colour, rows in series:
+    for stroke, rows in series:
         if column not in rows or "step" not in rows:
             continue
         x, y = thin(rows["step"].to_numpy(float), pd.to_numeric(rows[column], errors="coerce").to_numpy(float))
@@ -58,9 +74,10 @@ def curve(
             continue
         drawn += 1
         if smooth and len(x) > 30:  # the raw values stay visible behind their running mean
-            axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
+            axes.plot(x, y, color=stroke.colour, linewidth=0.7, alpha=0.35)
             y = pd.Series(y).ewm(span=max(5, len(x) // 25)).mean().to_numpy()
-        axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if len(x) < 4 else None, markersize=3)
+        marker = "o" if len(x) < 4 else None
+        axes.plot(x, y, color=stroke.colour, linestyle=stroke.line, linewidth=1.6, marker=marker, markersize=3)
         logarithmic = logarithmic and bool((y > 0).all()) and float(y.max() / y.min()) > 20
     if not drawn:
         return None
@@ -75,7 +92,7 @@ def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
     """Means with their intervals, one line per class and run.
 
     Args:
-        rows: Each {group, colour, mean, low, high}; rows of one group stand together.
+        rows: Each {group, stroke, mean, low, high}; rows of one group stand together.
         label: Text of the horizontal axis.
     """
     rows = [row for row in rows if np.isfinite(row["mean"])]
@@ -88,9 +105,10 @@ def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
         members = [row for row in rows if row["group"] == group]
         ticks.append(height + (len(members) - 1) / 2)
         for row in members:
-            if np.isfinite(row["low"]) and np.isfinite(row["high"]):
-                axes.plot([row["low"], row["high"]], [height, height], color=row["colour"], linewidth=1.8)
-            axes.plot(row["mean"], height, "o", color=row["colour"], markersize=5)
+            stroke, ends = row["stroke"], [row["low"], row["high"]]
+            if np.isfinite(ends).all():
+                axes.plot(ends, [height, height], color=stroke.colour, linestyle=stroke.line, linewidth=1.8)
+            axes.plot(row["mean"], height, "o", color=stroke.colour, markersize=5)
             height += 1
         height += 0.7
     axes.set_yticks(ticks, [group.replace("$", r"\$") for group in groups])  # no formulas from names

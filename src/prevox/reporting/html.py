@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from prevox import __version__
 from prevox.config.runs import ReportConfig
 from prevox.console import console
-from prevox.errors import RunError
+from prevox.output import replacing, writable_folder
 from prevox.reporting import figures, tables
 from prevox.reporting.folders import Run, read_runs
 from prevox.reporting.overlays import overlays
@@ -20,6 +20,7 @@ CURVES = {  # column of metrics.jsonl -> heading
     "samples_per_s": "Throughput (images per second)",
     "data_wait": "Share of time spent waiting for data",
 }
+Strokes = dict[str, figures.Stroke]  # by the name of the run
 NOT_DRAWN = {"step", "progress", "seconds", *CURVES}
 MAX_PICTURES = 4  # of a step
 MAX_SCALARS = 6  # further scalars of a method that get a curve
@@ -40,14 +41,11 @@ def report(config: ReportConfig) -> Path:
     runs = read_runs(config.runs)
     out = config.out or config.runs[0] / "report.html"
     page = render(runs, config.title or ", ".join(run.name for run in runs))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial")
+    writable_folder(out.parent)
+    with replacing(out) as partial:
         partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from None
-    console.print(f"report: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(page) / 1e6:.1f} MB: {out}")
+    count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+    console.print(f"report: {count}, {len(page) / 1e6:.1f} MB: {out}", markup=False)
     return out
 
 
@@ -61,35 +59,35 @@ def render(runs: list[Run], title: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = tables.duration
-    colours = {run.name: figures.RUN_COLOURS[n % len(figures.RUN_COLOURS)] for n, run in enumerate(runs)}
+    strokes = {run.name: figures.run_stroke(number) for number, run in enumerate(runs)}
     scored = [run for run in runs if not run.scores.empty]
     rows = tables.score_rows(scored)
     return environment.get_template("report.html.j2").render(
         title=title,
         version=__version__,
-        runs=[_overview(run, colours[run.name]) for run in runs],
+        runs=[_overview(run, strokes[run.name]) for run in runs],
         headline=tables.headline(runs),
         scored=[
-            {**_head(run, colours), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
+            {**_head(run, strokes), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
             for run in scored
         ],
-        scores=_score_table(rows),
-        dice_figure=_dice_figure(rows, scored, colours),
-        differences=[_differences(group, colours) for group in tables.same_cases(runs)],
+        scores=_score_table(rows, tables.nsd_heading(scored)),
+        dice_figure=_dice_figure(rows, scored, strokes),
+        differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
         cautions=[sentence for run in scored for sentence in tables.cautions(run)],
-        tolerance=next((run.scored["tolerance_mm"] for run in scored if "tolerance_mm" in run.scored), 1.0),
-        curves=_curves(runs, colours),
+        curves=_curves(runs, strokes),
         changed=_changed(runs),
-        sections=[_section(run, colours[run.name]) for run in runs],
+        sections=[_section(run, strokes[run.name]) for run in runs],
+        pictures=_kinds_of_pictures(runs),
     )
 
 
-def _overview(run: Run, colour: str) -> dict[str, Any]:
+def _overview(run: Run, stroke: figures.Stroke) -> dict[str, Any]:
     """One line of the first table: what, on which data, how well, how long."""
     mean, spread = tables.cell(tables.mean_interval(run), 3)
     return {
         "name": run.name,
-        "colour": colour,
+        "stroke": stroke,
         "verb": run.verb,
         "what": tables.describe(run),
         "store": Path(str(run.config.get("store", "–"))).name,
@@ -110,7 +108,7 @@ def _overview(run: Run, colour: str) -> dict[str, Any]:
     }
 
 
-def _score_table(rows: list[tables.Row], signed: bool = False) -> list[dict[str, Any]]:
+def _score_table(rows: list[tables.Row], nsd: str, signed: bool = False) -> list[dict[str, Any]]:
     """Rows as text, with the metric's name on the first row of each metric only."""
     result: list[dict[str, Any]] = []
     for row in rows:
@@ -120,6 +118,7 @@ def _score_table(rows: list[tables.Row], signed: bool = False) -> list[dict[str,
         result.append(
             {
                 "metric": row.metric,
+                "heading": nsd if row.metric == "NSD" else row.metric,
                 "first": first,
                 "class_name": row.class_name,
                 "is_mean": row.class_name == tables.MEAN,
@@ -132,15 +131,15 @@ def _score_table(rows: list[tables.Row], signed: bool = False) -> list[dict[str,
     return result
 
 
-def _head(run: Run, colours: dict[str, str]) -> dict[str, str]:
-    return {"name": run.name, "colour": colours[run.name]}
+def _head(run: Run, strokes: Strokes) -> dict[str, Any]:
+    return {"name": run.name, "stroke": strokes[run.name]}
 
 
-def _dice_figure(rows: list[tables.Row], scored: list[Run], colours: dict[str, str]) -> Any:
+def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) -> Any:
     drawn = [
         {
             "group": row.class_name,
-            "colour": colours[run.name],
+            "stroke": strokes[run.name],
             "mean": interval.mean,
             "low": interval.low,
             "high": interval.high,
@@ -153,22 +152,21 @@ def _dice_figure(rows: list[tables.Row], scored: list[Run], colours: dict[str, s
     return figures.intervals(drawn, "Dice")
 
 
-def _differences(group: list[Run], colours: dict[str, str]) -> dict[str, Any]:
-    first, others = group[0], group[1:]
+def _differences(first: Run, others: list[Run], strokes: Strokes) -> dict[str, Any]:
     return {
         "first": first.name,
-        "others": [_head(run, colours) for run in others],
+        "others": [_head(run, strokes) for run in others],
         "cases": first.scores["case"].nunique(),
-        "rows": _score_table(tables.difference_rows(first, others), signed=True),
+        "rows": _score_table(tables.difference_rows(first, others), tables.nsd_heading([first]), signed=True),
     }
 
 
-def _curves(runs: list[Run], colours: dict[str, str]) -> list[dict[str, Any]]:
+def _curves(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
     """Curves of all runs of a verb, overlaid."""
     result = []
     for verb in dict.fromkeys(run.verb for run in runs):
         members = [run for run in runs if run.verb == verb and not run.metrics.empty]
-        series = [(run.name, colours[run.name], run.metrics) for run in members]
+        series = [(strokes[run.name], run.metrics) for run in members]
         extra = dict.fromkeys(
             str(column)
             for run in members
@@ -182,7 +180,7 @@ def _curves(runs: list[Run], colours: dict[str, str]) -> list[dict[str, Any]]:
         ]
         shown = [{"heading": heading, "svg": svg} for heading, svg in drawn if svg is not None]
         if shown:
-            legend = [{"name": name, "colour": colour} for name, colour, _ in series]
+            legend = [_head(run, strokes) for run in members]
             result.append({"verb": verb, "legend": legend, "figures": shown})
     return result
 
@@ -198,13 +196,13 @@ def _changed(runs: list[Run]) -> list[dict[str, Any]]:
     return result
 
 
-def _section(run: Run, colour: str) -> dict[str, Any]:
-    """Everything about one run: reconstructions, transfer, overlays, settings, environment."""
+def _section(run: Run, stroke: figures.Stroke) -> dict[str, Any]:
+    """Everything about one run: pictures, transfer, overlays, settings, environment."""
     shown, problems = overlays(run, tables.mean_dice(run))
     names = tables.label_names(run)
     return {
         "name": run.name,
-        "colour": colour,
+        "stroke": stroke,
         "path": str(run.path),
         "verb": run.verb,
         "pictures": [
@@ -236,6 +234,12 @@ def _section(run: Run, colour: str) -> dict[str, Any]:
         "environment": _environment(run.environment),
         "command": run.environment.get("command"),
     }
+
+
+def _kinds_of_pictures(runs: list[Run]) -> str:
+    """Heading of the section of pictures: what they show, in the plural."""
+    names = dict.fromkeys(name.replace("_", " ") for run in runs for _, name, _ in _first_and_last(run))
+    return " and ".join(f"{name}s" for name in names).capitalize() if len(names) < 3 else "Pictures"
 
 
 def _first_and_last(run: Run) -> list[tuple[int, str, Path]]:

@@ -102,8 +102,12 @@ def _overlay(rank: str, image: str, score: float, row: dict[Hashable, Any], fold
 
 
 def first_path(source: str) -> str:
-    """First channel's file of a `source` cell: one path, or a JSON list of paths."""
-    return str(json.loads(source)[0]) if source.startswith("[") else source
+    """First channel's file of a `source` cell: a JSON list of paths; anything else is a path itself."""
+    try:
+        paths = json.loads(source)
+    except ValueError:
+        return source
+    return paths[0] if isinstance(paths, list) and paths and isinstance(paths[0], str) else source
 
 
 def _locate(folder: Path, path: str) -> Path:

@@ -18,6 +18,7 @@ METRICS = {  # column of scores.csv -> (heading, decimals)
     "volume_error": ("Volume error (ml)", 2),  # predicted - reference, added by `read_runs`
 }
 MEAN = "mean of classes"
+ARM_SETTINGS = {"scratch", "pretrained", "out", "optim.lr", "resume"}  # may differ between a run and its scratch arm
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,33 @@ def score_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def difference_rows(first: Run, others: Sequence[Run]) -> list[Row]:
-    """Every metric and class, with the paired difference of each other run to the first over the same cases."""
+    """Every metric and class, with the paired difference of each other run to the first over the same cases.
+
+    NSD at one tolerance says nothing about NSD at another, so there is no difference between such runs.
+    """
 
     def difference(run: Run, metric: str, values: pd.Series) -> Interval | None:
         before = per_case(first, metric)
-        if values.name not in before:
+        if values.name not in before or (metric == "nsd" and tolerance(run) != tolerance(first)):
             return None
         aligned = before[values.name].loc[values.index]
         return paired_difference(values.to_numpy(), aligned.to_numpy(), subjects_of(run, values.index))
 
     return _rows(others, difference)
+
+
+def tolerance(run: Run) -> float | None:
+    """Tolerance of a run's NSD in mm, None where its evaluation does not say."""
+    found = run.scored.get("tolerance_mm")
+    return None if found is None else float(found)
+
+
+def nsd_heading(runs: Sequence[Run]) -> str:
+    """NSD with its tolerance, or with each run's where they differ."""
+    texts = ["unknown tolerance" if (found := tolerance(run)) is None else f"{found:g} mm" for run in runs]
+    if len(set(texts)) == 1:
+        return f"NSD at {texts[0]}"
+    return "NSD at " + ", ".join(f"{text} ({run.name})" for run, text in zip(runs, texts, strict=True))
 
 
 def _rows(runs: Sequence[Run], measure: Callable[[Run, str, pd.Series], Interval | None]) -> list[Row]:
@@ -90,6 +108,33 @@ def same_cases(runs: Sequence[Run]) -> list[list[Run]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def comparisons(runs: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
+    """What is compared with what, among runs on the same cases: (run to compare with, the others).
+
+    Runs whose settings differ in nothing but how the encoder starts (`ARM_SETTINGS`) are the arms of one experiment:
+    each pre-trained arm is compared with its arm from scratch. Without such arms, all are compared with the first run.
+    """
+    result = []
+    for group in same_cases(runs):
+        arms = [
+            (scratch, [run for run in group if _pretrained(run) and _experiment(run) == _experiment(scratch)])
+            for scratch in group
+            if scratch.verb == "finetune" and not _pretrained(scratch)
+        ]
+        arms = [(scratch, others) for scratch, others in arms if others]
+        result += arms or [(group[0], group[1:])]
+    return result
+
+
+def _pretrained(run: Run) -> bool:
+    return run.config.get("pretrained") is not None and not run.config.get("scratch")
+
+
+def _experiment(run: Run) -> dict[str, str]:
+    """Settings that the arms of one experiment share."""
+    return {key: _text(value) for key, value in _flat(run.config) if key not in ARM_SETTINGS and value is not None}
+
+
 def mean_dice(run: Run) -> pd.Series:
     """Mean Dice over classes, by case."""
     table = per_case(run, "dice")
@@ -112,7 +157,7 @@ def headline(runs: Sequence[Run]) -> list[str]:
             sure = f"95 % interval {spread}; " if interval.subjects > 1 else ""
             counts = f"{_count(interval.subjects, 'subject')}, {_count(interval.cases, 'case')}"
             sentences.append(f"{run.name}: mean Dice {mean} ({sure}{counts}).")
-    for first, *others in same_cases(runs):
+    for first, others in comparisons(runs):
         for run in others:
             dice = mean_dice(run)
             interval = paired_difference(
@@ -144,6 +189,9 @@ def cautions(run: Run) -> list[str]:
             f"{run.name} was trained on {len(found['trained_on'])} of the scored cases: their scores say nothing about "
             "new ones."
         )
+    if found.get("failed"):
+        failed = _count(len(found["failed"]), "case")
+        sentences.append(f"{run.name} could not segment {failed} with a reference; its means leave them out.")
     if found.get("not_predicted"):
         missing = _count(len(found["not_predicted"]), "reference")
         sentences.append(f"{run.name} is not scored on {missing} for want of a prediction.")

@@ -130,6 +130,22 @@ def empty_run(tmp_path: Path) -> Path:
     return make_empty(tmp_path)
 
 
+@pytest.fixture
+def arm_paths(tmp_path: Path) -> tuple[Path, ...]:
+    """Two numbers of labels, each from scratch and pre-trained; the pre-trained arms have their own rate."""
+    paths = []
+    for labels, dice in (("null", 0.6), ("10", 0.4)):
+        for arm, gain in (("scratch", 0.0), ("pretrained", 0.05)):
+            name = f"{arm}-{'all' if labels == 'null' else labels}"
+            start = f"pretrained: runs/mae\nscratch: {str(arm == 'scratch').lower()}\nout: {name}\n"
+            lr = 0.001 if arm == "scratch" else 0.0005
+            config = f"{start}labels: {labels}\noptim: {{lr: {lr}, name: adamw}}\n"
+            path = write_run(tmp_path / name, "finetune", config)
+            write_scores(path, {case: (case, dice + gain, dice + gain) for case in "abcd"})
+            paths.append(path)
+    return tuple(paths)
+
+
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report about all three."""

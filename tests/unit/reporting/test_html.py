@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from prevox.errors import RunError
 from prevox.reporting import figures
 from prevox.reporting.folders import read_runs
 from prevox.reporting.html import report
-from prevox.reporting.overlays import choose, overlays
+from prevox.reporting.overlays import choose, first_path, overlays
 from prevox.reporting.tables import mean_dice
 
 pytestmark = pytest.mark.unit
@@ -141,7 +142,7 @@ def test_long_curves_are_averaged_down():
 
 
 def test_figure_takes_its_ink_from_the_page_and_escapes_names():
-    row = {"group": "a<b & $x", "colour": "#2f7dd1", "mean": 0.8, "low": 0.7, "high": 0.9}
+    row = {"group": "a<b & $x", "stroke": figures.run_stroke(0), "mean": 0.8, "low": 0.7, "high": 0.9}
     svg = figures.intervals([row], "Dice")
     assert "currentColor" in svg
     assert "a&lt;b &amp; $x" in svg
@@ -152,3 +153,66 @@ def test_figure_takes_its_ink_from_the_page_and_escapes_names():
 def test_report_needs_no_torch():
     code = "import sys, prevox.reporting.html; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_source_is_a_list_of_paths_or_a_path():
+    assert first_path('["/a/[1]/x.nii.gz", "/a/y.nii.gz"]') == "/a/[1]/x.nii.gz"
+    for plain in ("/a/x.nii.gz", "[q]/x.nii.gz", "[1]", "12", "[]"):
+        assert first_path(plain) == plain
+
+
+def test_no_two_of_many_runs_look_the_same():
+    strokes = [figures.run_stroke(number) for number in range(18)]
+    assert len(set(strokes)) == 18
+    assert {stroke.line for stroke in strokes[:6]} == {"solid"}
+    rows = pd.DataFrame({"step": range(5), "loss": np.arange(5.0) + 1})
+    plain, dashed = (figures.curve([(strokes[number], rows)], "loss") for number in (0, 6))
+    assert plain != dashed
+    assert "stroke-dasharray" in dashed
+
+
+def test_seventh_run_is_marked_by_another_line(tmp_path, full_run):
+    others = []
+    for number in range(6):
+        (tmp_path / f"other{number}").mkdir()
+        (tmp_path / f"other{number}" / "config.yaml").write_text("verb: finetune\n")
+        others.append(tmp_path / f"other{number}")
+    text = report(ReportConfig(runs=(*others, full_run))).read_text()
+    assert 'style="border-top:3px dashed #2f7dd1"></span>seg' in text
+
+
+def test_section_of_pictures_is_named_by_what_they_show(page, tmp_path, empty_run):
+    assert "<h2>Reconstructions</h2>" in page
+    (empty_run / "pictures" / "step_00000100" / "reconstruction.png").rename(
+        empty_run / "pictures" / "step_00000100" / "segmentation.png"
+    )
+    text = report(ReportConfig(runs=(empty_run,))).read_text()
+    assert "<h2>Segmentations and reconstructions</h2>" in text
+    assert 'href="#pictures">Segmentations and reconstructions</a>' in text
+
+
+def test_tolerances_that_differ_are_told_and_not_compared(full_run, other_run):
+    path = other_run / "evaluation" / "summary.json"
+    same = report(ReportConfig(runs=(full_run, other_run))).read_text()
+    assert same.count("<span>NSD at 1 mm</span>") == 2  # scores and differences
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tolerance_mm": 2.5}))
+    text = report(ReportConfig(runs=(full_run, other_run))).read_text()
+    assert text.count("<span>NSD at 1 mm (seg), 2.5 mm (scratch)</span>") == 1
+    assert text.count("<span>NSD") == 1
+
+
+def test_failed_cases_are_told(full_run):
+    path = full_run / "evaluation" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"failed": ["p", "q"]}))
+    assert "seg could not segment 2 cases with a reference" in report(ReportConfig(runs=(full_run,))).read_text()
+
+
+def test_memory_that_is_not_known_is_left_out(full_run):
+    path = full_run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_mb": None}))
+    assert "GB at most" not in report(ReportConfig(runs=(full_run,))).read_text()
+
+
+def test_brackets_in_the_pages_path_are_no_markup(empty_run, tmp_path, capsys):
+    report(ReportConfig(runs=(empty_run,), out=tmp_path / "q[/y]" / "report.html"))
+    assert "q[/y]" in capsys.readouterr().out.replace("\n", "")

@@ -110,3 +110,34 @@ def test_unreadable_scores_are_named(full_run):
     (full_run / "evaluation" / "scores.csv").write_text("case,dice\nx,high\n")
     with pytest.raises(RunError, match=r"scores\.csv: not the table that is expected"):
         read_runs((full_run,))
+
+
+def named(comparisons):
+    return [(first.name, [run.name for run in others]) for first, others in comparisons]
+
+
+def test_pretrained_arms_are_compared_with_their_own_scratch_arm(arm_paths):
+    arms = read_runs(arm_paths)
+    expected = [("scratch-all", ["pretrained-all"]), ("scratch-10", ["pretrained-10"])]
+    assert named(tables.comparisons(arms)) == expected
+    said = " ".join(tables.headline(arms))
+    assert "pretrained-10 minus scratch-10, case by case: +0.050" in said
+    assert "pretrained-all minus scratch-all, case by case: +0.050" in said
+    assert said.count("minus") == 2
+
+
+def test_without_arms_all_are_compared_with_the_first(arm_paths):
+    arms = read_runs(arm_paths)
+    runs = [arms[1], arms[2]]  # differ in labels as well
+    assert named(tables.comparisons(runs)) == [("pretrained-all", ["scratch-10"])]
+    assert named(tables.comparisons([arms[1], arms[3]])) == [("pretrained-all", ["pretrained-10"])]
+    assert tables.comparisons(arms[:1]) == []
+
+
+def test_no_difference_of_nsd_at_different_tolerances(full_run, other_run):
+    first, other = read_runs((full_run, other_run))
+    assert any(row.metric == "NSD" for row in tables.difference_rows(first, [other]))
+    other.scored["tolerance_mm"] = 2.0
+    rows = tables.difference_rows(first, [other])
+    assert not any(row.metric == "NSD" for row in rows)
+    assert any(row.metric == "Dice" for row in rows)
