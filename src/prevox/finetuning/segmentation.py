@@ -4,10 +4,19 @@ SelfMedMAE's fine-tuning (Zhou et al., "Self pre-training with masked autoencode
 segmentation", ISBI 2023): positions become learnable from their sine-cosine values, layer-wise learning-rate decay over
 the encoder, drop path 0.1, soft Dice plus cross-entropy. Padding beyond the image takes part in no loss.
 
+Deviations from the paper and its published code, each also on the methods page `unetr`:
+
+- The Dice loss leaves out the background; the published one counts it among exclusive classes.
+- A view is centred on a labelled voxel with probability `views.foreground`, whose class is drawn first, and is cut
+  anywhere otherwise; RandCropByPosNegLabel draws any labelled voxel, or else a background one.
+- `intensity_shift` adds up to 0.1 deviations of the view; RandShiftIntensity adds up to 0.1 in normalised units.
+- `rotate90` turns in any plane with equal sides; RandRotate90 turns in one plane.
+- The last checkpoint is used, not the best one on the test scans, and scored on each scan's own grid.
+
 Shape suffixes: B views, C channels, K outputs, D H W voxels along z y x (no D in 2D).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -95,7 +104,7 @@ class Segmentation(Task):
             found_BKDHW = logits.detach().argmax(1, keepdim=True) == numbers
         loss = self.dice * dice_BK.mean() + self.cross_entropy * entropy
         scalars = {"dice_loss": dice_BK.mean().detach(), "cross_entropy": entropy.detach()}
-        scalars |= self._overlap(found_BKDHW, target_BKDHW.bool(), views.valid_B1DHW)
+        scalars |= self._overlap(found_BKDHW, target_BKDHW.bool(), views.valid_B1DHW, ctx.all_reduce)
         pictures = {"segmentation": self._picture(views, label, logits)} if ctx.want_pictures else {}
         return StepOutput(loss, scalars, pictures)
 
@@ -108,15 +117,21 @@ class Segmentation(Task):
         return self.layer_decay ** (encoder.depth + 1 - encoder.layer_index(parameter.removeprefix(prefix)))
 
     @torch.no_grad()
-    def _overlap(self, found_BKDHW: Tensor, target_BKDHW: Tensor, valid_B1DHW: Tensor) -> dict[str, Tensor]:
-        """Hard Dice of each class with exponential memory: single views rarely show every class."""
+    def _overlap(
+        self,
+        found_BKDHW: Tensor,
+        target_BKDHW: Tensor,
+        valid_B1DHW: Tensor,
+        all_reduce: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Hard Dice of each class, over devices and with exponential memory: single views rarely show every class."""
         both, either = found_BKDHW & target_BKDHW & valid_B1DHW, (found_BKDHW.int() + target_BKDHW) * valid_B1DHW
         axes = [0, *range(2, both.ndim)]
-        counts = torch.stack([2 * both.sum(axes), either.sum(axes)]).float()
+        counts = all_reduce(torch.stack([2 * both.sum(axes), either.sum(axes)]).float())
         if self.training:
             self.overlap_2K.mul_(MEMORY).add_(counts)
             counts = self.overlap_2K
-        dice_K = counts[0] / counts[1].clamp(min=1)
+        dice_K = counts[0] / counts[1].clamp(min=1e-6)  # remembered counts, and means over devices, may be below 1
         return {f"dice/{name}": value for name, value in zip(self.scheme.classes, dice_K, strict=True)}
 
     @torch.no_grad()
@@ -137,7 +152,8 @@ class Segmentation(Task):
         values = zip(self.scheme.painted(), self.scheme.classes, strict=True)
         names = ", ".join(f"{value} {name}" for value, name in values)
         note = f"A training view as the network saw it (first channel, augmented). Grey levels: {names}."
-        return Picture(panels, note, scales=(0, 1, 1))
+        brightest = float(max(self.scheme.painted()))  # by percentiles, a few labelled voxels would not be seen
+        return Picture(panels, note, scales=(0, 1, 1), limits={1: (0.0, brightest)})
 
 
 @dataclass(frozen=True)

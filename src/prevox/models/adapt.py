@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -48,10 +49,10 @@ class TransferReport:
         table = Table(title="Weight transfer", title_justify="left")
         for column in ("weights", "tensors", "names"):
             table.add_column(column, overflow="fold")
-        table.add_row("loaded", str(len(self.loaded)), _shortened(self.loaded))
-        table.add_row("adapted", str(len(self.adapted)), adapted)
-        table.add_row("missing (start anew)", str(len(self.missing)), _shortened(self.missing))
-        table.add_row("unexpected (not used)", str(len(self.unexpected)), _shortened(self.unexpected))
+        table.add_row("loaded", str(len(self.loaded)), escape(_shortened(self.loaded)))
+        table.add_row("adapted", str(len(self.adapted)), escape(adapted))
+        table.add_row("missing (start anew)", str(len(self.missing)), escape(_shortened(self.missing)))
+        table.add_row("unexpected (not used)", str(len(self.unexpected)), escape(_shortened(self.unexpected)))
         console.print(table)
 
     def plain(self) -> dict[str, Any]:

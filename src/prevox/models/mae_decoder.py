@@ -1,5 +1,8 @@
 """Decoder of the masked autoencoder: a light transformer over all tokens, used in pre-training only.
 
+Deviation from MAE3D's published code (Chen et al., WACV 2023): mask token and learnable positions start with a standard
+deviation of 0.02, as in MAE; there both start with a deviation of 1 (randn, nn.Embedding).
+
 Shape suffixes: B views, L tokens of the grid, K visible and M masked ones, N tokens that the encoder gives (class token
 first, where there is one), D channels of a token, P values of a patch.
 """

@@ -224,12 +224,6 @@ class ViT(nn.Module):
     def forward(
         self, x_BCDHW: Tensor, visible_BK: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Tokens of an image after all blocks and the final norm; see `forward_tokens`."""
-        return self.forward_tokens(x_BCDHW, visible_BK, generator)
-
-    def forward_tokens(
-        self, x_BCDHW: Tensor, visible_BK: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
         """Tokens of an image after all blocks and the final norm.
 
         Args:
@@ -250,7 +244,7 @@ class ViT(nn.Module):
         visible_BK: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """`forward_tokens` for images that are cut into patches already."""
+        """`forward` for images that are cut into patches already."""
         x_BND = self._embed(patches_BLP, grid, visible_BK)
         for block, scale in zip(self.blocks, self._drop_scales(x_BND, generator), strict=True):
             x_BND = block(x_BND, scale)
@@ -264,7 +258,7 @@ class ViT(nn.Module):
         Args:
             x_BCDHW: Images of any size that the patch divides.
             blocks: Indices (from 0) of the blocks after which a map is wanted, without norm; increasing.
-            generator: As in `forward_tokens`.
+            generator: As in `forward`.
 
         Returns:
             One (B, width, *grid) map for each index, then the last block's with the final norm; class token dropped.

@@ -206,3 +206,34 @@ def test_four_channels_from_one(pretraining):
 def test_a_view_that_the_patch_does_not_divide_is_refused(pretraining):
     with pytest.raises(ConfigError, match="10 along y"):
         made(pretrained=str(pretraining[0]), views={"size": [8, 10, 8]})
+
+
+def test_label_panels_show_single_voxels():
+    task = made().task.eval()
+    picture = task(example((0,)), context(pictures=True)).pictures["segmentation"]
+    assert picture.limits == {1: (0.0, 3.0)}  # label values are 1 and 3
+    assert (picture.scales[0], picture.scales[1:]) == (0, (1, 1))
+
+
+def test_the_logged_dice_is_that_of_all_devices():
+    task = made().task.train()
+    task.network.forward = lambda x, generator: torch.tensor([0.0, 9, 0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
+    label = torch.tensor([0, 0, 0, 3]).view(1, 1, 1, 4)
+    views = Views(torch.zeros(1, 1, 1, 4), torch.ones_like(label, dtype=torch.bool), label, torch.zeros(1, 2, 3))
+    other = torch.tensor([[2.0 * 4, 0], [4 + 4, 0]])  # the other device saw class 1 everywhere, and found it
+    ctx = StepContext(torch.Generator(), all_reduce=lambda counts: (counts + other) / 2)
+    for _ in range(3):
+        scalars = task(Batch({"view": views}, ["a"], torch.arange(1)), ctx).scalars
+        assert scalars["dice/anterior"].item() == pytest.approx(2 * 4 / (4 + 8))
+        assert scalars["dice/posterior"].item() == 0
+
+
+def test_the_logged_dice_does_not_fade_while_a_class_is_out_of_view():
+    task = made().task.train()
+    task.overlap_2K = torch.tensor([[0.0, 0.3], [0.0, 0.5]])
+    task.network.forward = lambda x, generator: torch.tensor([9.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
+    label = torch.zeros(1, 1, 1, 4, dtype=torch.int64)
+    views = Views(torch.zeros(1, 1, 1, 4), torch.ones_like(label, dtype=torch.bool), label, torch.zeros(1, 2, 3))
+    scalars = task(Batch({"view": views}, ["a"], torch.arange(1)), context()).scalars
+    assert scalars["dice/posterior"].item() == pytest.approx(0.6)
+    assert scalars["dice/anterior"].item() == 0

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from prevox.console import console
 from prevox.errors import ConfigError, RunError
-from prevox.models.adapt import adapt, read_pretrained
+from prevox.models.adapt import TransferReport, adapt, read_pretrained
 from prevox.models.positions import sincos
 from prevox.models.vit import ViT, patchify
 from prevox.task import ModelSpec
@@ -147,3 +147,9 @@ def test_nothing_is_unpickled(tmp_path):
     path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(RunError):
         read_pretrained(path)
+
+
+def test_names_with_brackets_are_no_markup(capsys):
+    TransferReport(loaded=["a[/b]"], adapted={"c[/d]": "[/e]"}, missing=["f[/g]"], unexpected=["h[/i]"]).show()
+    said = capsys.readouterr().out
+    assert [name for name in ("a[/b]", "c[/d]: [/e]", "f[/g]", "h[/i]") if name not in said] == []
