@@ -1,6 +1,6 @@
 """`prevox catalogue`: recognise what lies in folders of scans, look at every image once, write one row per image.
 
-A scan that cannot be used is named with its reason in `failures.csv` beside the Parquet file and costs only itself.
+A scan that cannot be used is named with its reason in `NAME.failures.csv` beside `NAME.parquet` and costs only itself.
 """
 
 import csv
@@ -23,10 +23,11 @@ from prevox.console import console
 from prevox.data.catalogue_table import print_catalogue, print_hint
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table
-from prevox.data.layouts import Entry, recognise
+from prevox.data.layouts import Entry, recognise, refuse_duplicates
 from prevox.data.quality import check_same_grid, flags_of, label_values_of, statistics_of
 from prevox.data.readers import Image, read_image, suffix_of
-from prevox.errors import ConfigError, DataError
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.output import writable_folder
 
 SCHEMA = 1
 _DETACHED = (".mhd", ".nhdr")  # text files beside their voxels
@@ -58,22 +59,28 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     Raises:
         DataError: If a path holds no image, ids clash, the table does not fit, or no image can be used; with
             `strict`, for the first image that cannot be used.
-        ConfigError: If a group is asked for without a table.
+        ConfigError: If a group is asked for without a table, or `out` does not end in .parquet.
+        RunError: If `out` cannot be written; known before any image is read.
     """
     if config.group is not None and config.table is None:
         raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
+    if config.out.suffix != ".parquet":
+        raise ConfigError(f"--out {config.out}: must end in .parquet, by which the other verbs know a catalogue.")
+    if config.out.is_dir():
+        raise RunError(f"{config.out}: is a folder. Choose another --out.")
+    writable_folder(config.out.parent)
     cases = [entry for path in config.paths for entry in recognise(path)]
     entries = _unique_ids(cases)
     rows, failures = _read_all(entries, config.strict)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    _write_failures(config.out.with_name("failures.csv"), failures)
+    reasons = config.out.with_suffix(".failures.csv")
+    _write_failures(reasons, failures)
     if not rows:
         image, reason = failures[0]
         raise DataError(
             config.paths[0],
             found=f"{len(failures)} images of which none can be used (the first, {image}: {reason})",
             expected="at least one usable image",
-            remedy=f"All reasons are in {config.out.with_name('failures.csv')}.",
+            remedy=f"All reasons are in {reasons}.",
         )
     table = pd.DataFrame(list(rows.values()), index=list(rows))
     _flag_copies(table)
@@ -83,7 +90,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     table = table.reset_index(drop=True)
     _write_parquet(table, config.out)
     table = read_catalogue(config.out)  # so that callers and later readers see the same types
-    print_catalogue(table, failures, config.out)
+    print_catalogue(table, failures, config.out, reasons)
     if config.table is None:
         used = [cases[position] for position in rows]
         for root in sorted({entry.root for entry in used}):
@@ -131,13 +138,15 @@ def _unique_ids(entries: Sequence[Entry]) -> list[Entry]:
                 expected="a name of its own for each collection",
                 remedy="Rename the folder, or `name` in its dataset.json; give no folder twice.",
             )
-    if len({(entry.root, entry.image) for entry in entries}) < len(entries):
-        twice = next(e for n, e in enumerate(entries) if any(e.paths == other.paths for other in entries[:n]))
-        raise DataError(twice.paths[0], found="this file twice", expected="each path once")
+    for root in roots.values():
+        refuse_duplicates(
+            [entry for entry in entries if entry.root == root],
+            "Give each file once, and rename files that share a name.",
+        )
     if len(roots) == 1:
         return list(entries)
     clash = len({entry.image for entry in entries}) < len(entries)
-    return [
+    unique = [
         replace(
             entry,
             image=f"{_slug(entry.collection)}_{entry.image}" if clash else entry.image,
@@ -145,11 +154,13 @@ def _unique_ids(entries: Sequence[Entry]) -> list[Entry]:
         )
         for entry in entries
     ]
+    refuse_duplicates(unique, "Rename the folder of one (or `name` in its dataset.json): ids start with these names.")
+    return unique
 
 
 def _slug(name: str) -> str:
     """A collection's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
 def _read_all(entries: Sequence[Entry], strict: bool) -> tuple[dict[int, dict[str, Any]], list[tuple[str, str]]]:
@@ -209,8 +220,8 @@ def _row(entry: Entry) -> dict[str, Any]:
         "dataset": entry.dataset,
         "subject": entry.subject,
         "session": None,
-        "paths": [path.relative_to(entry.root).as_posix() for path in entry.paths],
-        "label_path": entry.label.relative_to(entry.root).as_posix() if entry.label else None,
+        "paths": [_within(entry.root, path) for path in entry.paths],
+        "label_path": _within(entry.root, entry.label) if entry.label else None,
         "root": str(entry.root),
         "modality": entry.modality,
     }
@@ -229,6 +240,11 @@ def _row(entry: Entry) -> dict[str, Any]:
         "label_hash": label_hash,
     }
     return identity | _geometry(images[0], array.shape[0]) | contents
+
+
+def _within(root: Path, path: Path) -> str:
+    """A path relative to the root; a dataset.json may name files outside of it, which stay absolute."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _geometry(image: Image, channels: int) -> dict[str, Any]:

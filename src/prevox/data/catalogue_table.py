@@ -16,8 +16,8 @@ _REGIME_GAP = 3.0  # a factor without any image in between separates two regimes
 _SHOWN_FAILURES = 5
 
 
-def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], path: Path) -> None:
-    """Print what was recognised, what was left out and where the rows are."""
+def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], path: Path, reasons: Path) -> None:
+    """Print what was recognised, what was left out, and where the rows and all reasons are."""
     grid = Table(show_header=True, header_style="bold")
     grid.add_column("")
     collections = [rows for _, rows in table.groupby("collection", sort=True)]
@@ -38,8 +38,7 @@ def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], pa
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
     if failures:
         more = f", {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
-        where = escape(str(path.with_name("failures.csv")))
-        console.print(f"[red]{len(failures)} left out[/red]{more}; all reasons: {where}")
+        console.print(f"[red]{len(failures)} left out[/red]{more}; all reasons: {escape(str(reasons))}")
     console.print(f"{len(table)} images in {escape(str(path))}")
 
 

@@ -1,6 +1,7 @@
 """Join a CSV file of subjects to the catalogue; its case column is found by its values, not by its name."""
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def describe_table(images: Sequence[str], path: Path) -> str | None:
         mine = text[ids.isin(list(images))]
         counts = {other: mine[other].nunique() for other in text if other != name}
         repeating = {other: count for other, count in counts.items() if 1 < count < len(mine)}
-        group = f" --group {max(repeating, key=lambda other: repeating[other])}" if repeating else ""
-        return f"{path.name} describes these cases; add --table {path}{group}"
+        most = str(max(repeating, key=lambda other: repeating[other])) if repeating else ""
+        group = f" --group {shlex.quote(most)}" if most else ""
+        return f"{path.name} describes these cases; add --table {shlex.quote(str(path))}{group}"
     return None
 
 

@@ -71,7 +71,7 @@ def test_one_row_per_image(tmp_path, capsys):
     assert row["session"] is None
     assert row["flags"] == []
     assert len(row["hash"]) == 64
-    assert not result.path.with_name("failures.csv").exists()
+    assert not result.path.with_name("c.failures.csv").exists()
     printed = capsys.readouterr().out
     assert "scans" in printed
     assert "9 × 10 × 11 voxels" in printed
@@ -117,7 +117,7 @@ def test_broken_scans_are_quarantined_with_their_reasons(tmp_path, capsys):
     result = run(tmp_path, root)
     assert result.exit_code == 1
     assert sorted(result.table["image"]) == ["case_00", "case_01"]
-    reasons = pd.read_csv(result.path.with_name("failures.csv")).set_index("image")["reason"]
+    reasons = pd.read_csv(result.path.with_name("c.failures.csv")).set_index("image")["reason"]
     assert sorted(reasons.index) == ["cut", "grid", "moved", "nothing", "soft", "zero"]
     assert "cannot be read" in reasons["cut"]
     assert "0 bytes" in reasons["zero"]
@@ -133,8 +133,9 @@ def test_broken_scans_are_quarantined_with_their_reasons(tmp_path, capsys):
         run(tmp_path, root, strict=True)
     for name in ("cut", "zero", "grid", "moved", "soft", "nothing"):
         (root / "images" / f"{name}.nii.gz").unlink()
+        (root / "labels" / f"{name}.nii.gz").unlink(missing_ok=True)
     assert run(tmp_path, root).exit_code == 0
-    assert not result.path.with_name("failures.csv").exists()  # the old list is not about this catalogue
+    assert not result.path.with_name("c.failures.csv").exists()  # the old list is not about this catalogue
 
 
 def test_header_rounding_is_no_other_grid(tmp_path):
@@ -276,7 +277,7 @@ def test_several_collections_keep_their_subjects_apart(tmp_path):
     pd.DataFrame({"case": ["case_00", "case_01", "case_02"], "who": ["a", "b", "c"]}).to_csv(tmp_path / "t.csv")
     shared = run(tmp_path, ct, pet, table=tmp_path / "t.csv", group="who").table
     assert list(shared["subject"]) == ["a", "b", "a", "b", "c"]
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match=r"two images with the id 'case_00'.*Give each file once"):
         run(tmp_path, ct, ct)
     with pytest.raises(DataError, match="a collection named 'pet'"):
         run(tmp_path, pet, pairs(tmp_path / "elsewhere" / "pet", 1))
@@ -287,7 +288,7 @@ def test_nothing_usable(tmp_path):
     (tmp_path / "s" / "a.nii.gz").touch()
     with pytest.raises(DataError, match=r"none can be used.*0 bytes"):
         run(tmp_path, tmp_path / "s")
-    assert (tmp_path / "out" / "failures.csv").is_file()
+    assert (tmp_path / "out" / "c.failures.csv").is_file()
     assert not (tmp_path / "out" / "c.parquet").exists()
 
 

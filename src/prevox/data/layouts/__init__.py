@@ -7,11 +7,11 @@ from pathlib import Path
 
 from prevox.console import warn
 from prevox.data.layouts import folder, msd, nnunet
-from prevox.data.layouts.base import Entry, image_files
+from prevox.data.layouts.base import Entry, image_files, refuse_duplicates
 from prevox.data.readers import SUFFIXES, suffix_of
 from prevox.errors import DataError
 
-__all__ = ["LAYOUTS", "Entry", "recognise"]
+__all__ = ["LAYOUTS", "Entry", "recognise", "refuse_duplicates"]
 
 LAYOUTS = {"msd": msd, "nnunet": nnunet, "folder": folder}
 _SHOWN = 10  # names in a warning
