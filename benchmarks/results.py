@@ -1,6 +1,6 @@
 """Write docs/results.md from the run folders of finished studies; no number in it is typed.
 
-    python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2
+python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2
 """
 
 import json
@@ -87,9 +87,8 @@ def trials_table(out: Path) -> str:
     if not trials:
         return "Every arm had one learning rate, the same for all; nothing was chosen.\n"
     rows = [[trial["arm"], trial["lr"], f"{trial['dice']:.3f}"] for trial in trials]
-    return (
-        "All learning-rate trials (shorter runs, inner split of the training subjects):\n\n"
-        + table(["arm", "lr", "mean Dice, inner validation"], rows)
+    return "All learning-rate trials (shorter runs, inner split of the training subjects):\n\n" + table(
+        ["arm", "lr", "mean Dice, inner validation"], rows
     )
 
 
@@ -97,8 +96,8 @@ def pretraining_line(out: Path) -> str:
     summary = json.loads((out / "mae" / "summary.json").read_text())
     rows = [json.loads(line) for line in (out / "mae" / "metrics.jsonl").read_text().splitlines()]
     return (
-        f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, {summary['steps']} "
-        f"steps in {summary['seconds']:.0f} s; loss (normalised target, 1 is what predicting zero gives) from "
+        f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, "
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss (normalised target, 1 is what predicting zero gives) from "
         f"{rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
     )
 
@@ -116,8 +115,8 @@ def section(name: str, out: Path) -> str:
     return "\n".join(
         [
             f"## {name}\n",
-            f"{date}, {environment['processor']}, {environment['cores']} cores, torch {environment['packages']['torch']}, "
-            f"revision {environment['git']}; {seconds_of(out) / 60:.0f} minutes of training in all, trials included.\n",
+            f"{date}, {environment['processor']}, {environment['cores']} cores, "
+            f"torch {environment['packages']['torch']}, revision {environment['git']}; {seconds_of(out) / 60:.0f} minutes of training in all, trials included.\n",
             pretraining_line(out),
             arms_table(out),
             difference_table(out),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def test_two_processes_equal_one_with_twice_the_accumulation(method: str, chain: Chain, tmp_path: Path) -> None:
     words = ["--store", chain.store, *PRETRAIN, "--method.name", method, "--train.steps", 4]
     prevox("pretrain", *words, "--out", tmp_path / "one", "--train.accumulation", 2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += ["-m", "prevox", "pretrain", *map(str, words), "--out", str(tmp_path / "two"), "--train.device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)

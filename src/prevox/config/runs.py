@@ -171,7 +171,7 @@ class EvaluateConfig(Config):
     out: Path | None = None
     """Folder for scores and summary; none takes evaluation/ beside the predictions."""
     regions: Regions | None = None
-    """Named sets of label values to score, NAME=1,2; none takes the run's regions or classes, else every value found."""
+    """Named sets of label values to score, NAME=1,2; none takes the run's classes, else every value found."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Tolerance of NSD in mm."""
     workers: Annotated[int, Field(ge=0)] = 0

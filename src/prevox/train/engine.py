@@ -208,9 +208,7 @@ class Engine:
         if not self._any(len(bad) > 0):
             return
         if len(bad) == 0:
-            raise RunError(
-                "the loss of another process is not finite; its message says at which step and with what."
-            )
+            raise RunError("the loss of another process is not finite; its message says where.")
         offset = int(bad[0])
         images = ", ".join(self.window[offset][2])
         saved = checkpoint_folders(run)

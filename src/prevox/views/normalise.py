@@ -12,8 +12,8 @@ from prevox.config.data import NormaliseConfig
 from prevox.errors import ConfigError
 
 FLOOR = 1e-8  # smallest deviation or range that is divided by: constant images become 0, not NaN
-# A store spreads a channel that is not integral over 2^16 - 1 steps of its range, so a zero comes back up to half a step
-# off. Values nearer to zero than that were stored as the same number anyway.
+# A store spreads a channel that is not integral over 2^16 - 1 steps of its range, so a zero comes back up to half a
+# step off. Values nearer to zero than that were stored as the same number anyway.
 ZERO_SHARE = 0.501 / 65535
 
 
