@@ -97,26 +97,31 @@ def pretraining_line(out: Path) -> str:
     rows = [json.loads(line) for line in (out / "mae" / "metrics.jsonl").read_text().splitlines()]
     return (
         f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, "
-        f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss (normalised target, 1 is what predicting zero gives) from "
-        f"{rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss (normalised target: predicting zero gives 1) "
+        f"from {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
     )
 
 
-def seconds_of(out: Path) -> float:
+def minutes_of(out: Path) -> tuple[float, float]:
+    """Minutes of training (trials included), and of everything from the catalogue to the report."""
     folders = [path.parent for path in out.rglob("summary.json") if path.parent.name != "evaluation"]
-    return sum(json.loads((folder / "summary.json").read_text())["seconds"] for folder in folders)
+    training = sum(json.loads((folder / "summary.json").read_text())["seconds"] for folder in folders)
+    whole = (out / "report.html").stat().st_mtime - (out / "catalogue.parquet").stat().st_mtime
+    return training / 60, whole / 60
 
 
 def section(name: str, out: Path) -> str:
     environment = json.loads((out / "mae" / "environment.json").read_text())
     date = json.loads((out / "mae" / "summary.json").read_text())["date"]
     commands = (out / "commands.txt").read_text()
+    training, whole = minutes_of(out)
     note = (NOTES / f"{name}.md").read_text() if (NOTES / f"{name}.md").is_file() else ""
     return "\n".join(
         [
             f"## {name}\n",
             f"{date}, {environment['processor']}, {environment['cores']} cores, "
-            f"torch {environment['packages']['torch']}, revision {environment['git']}; {seconds_of(out) / 60:.0f} minutes of training in all, trials included.\n",
+            f"torch {environment['packages']['torch']}, revision {environment['git']}; {whole:.0f} minutes from catalogue "
+            f"to report, {training:.0f} of them training, trials included.\n",
             pretraining_line(out),
             arms_table(out),
             difference_table(out),
