@@ -120,8 +120,8 @@ def section(name: str, out: Path) -> str:
         [
             f"## {name}\n",
             f"{date}, {environment['processor']}, {environment['cores']} cores, "
-            f"torch {environment['packages']['torch']}, revision {environment['git']}; {whole:.0f} minutes from catalogue "
-            f"to report, {training:.0f} of them training, trials included.\n",
+            f"torch {environment['packages']['torch']}, revision {environment['git']}; {whole:.0f} minutes from "
+            f"catalogue to report, {training:.0f} of them training, trials included.\n",
             pretraining_line(out),
             arms_table(out),
             difference_table(out),

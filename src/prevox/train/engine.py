@@ -245,8 +245,8 @@ class Engine:
         for name, now in self._unchangeable().items():
             if progress[name] != now:
                 raise RunError(
-                    f"{folders[-1]}: was made with {name} {progress[name]}, this call has {now}; the samples would not "
-                    "be those of an uninterrupted run. Resume with the same store and number of processes, or start anew."
+                    f"{folders[-1]}: was made with {name} {progress[name]}, this call has {now}; the samples would "
+                    "not be those of an uninterrupted run. Resume with the same store and number of processes, or start anew."
                 )
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None and "scaler" in state:
