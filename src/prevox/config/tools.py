@@ -13,11 +13,11 @@ class DemoConfig(Config):
 
     out: Path = Path("demo")
     """Folder for everything the demo makes; what is finished there is not done again."""
-    images: Annotated[int, Field(ge=10)] = 60
+    images: Annotated[int, Field(ge=10)] = 50
     """Phantoms to generate; a fifth of them is held out for validation."""
     labels: Annotated[int, Field(ge=1)] = 4
     """Labelled phantoms for both fine-tunings."""
-    pretrain_steps: Annotated[int, Field(ge=1)] = 400
+    pretrain_steps: Annotated[int, Field(ge=1)] = 300
     """Steps of the pre-training."""
     finetune_steps: Annotated[int, Field(ge=1)] = 120
     """Steps of each fine-tuning."""

@@ -246,7 +246,8 @@ class Engine:
             if progress[name] != now:
                 raise RunError(
                     f"{folders[-1]}: was made with {name} {progress[name]}, this call has {now}; the samples would "
-                    "not be those of an uninterrupted run. Resume with the same store and number of processes, or start anew."
+                    "not be those of an uninterrupted run. Resume with the same store and number of processes, or "
+                    "start anew."
                 )
         self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None and "scaler" in state:

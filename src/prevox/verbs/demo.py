@@ -24,7 +24,7 @@ def demo(config: DemoConfig) -> Path:
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
     began = perf_counter()
-    scans = out / "phantoms"
+    scans = out / f"phantoms-{config.images}-seed{config.seed}"
     if not (scans / "dataset.json").is_file():
         _say(f"1/7 generating {config.images} phantoms")
         write_phantoms(scans, config.images, seed=config.seed)
