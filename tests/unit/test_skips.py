@@ -1,7 +1,6 @@
 from types import SimpleNamespace
 
 import pytest
-
 from tests.conftest import foreign_skips
 
 pytestmark = pytest.mark.unit
