@@ -5,15 +5,13 @@ import textwrap
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prevox.console import console
 from prevox.task import Picture
-
-TIMINGS = ("samples_per_s", "data_wait", "seconds")  # the only values that differ between two identical runs
 
 
 class Tracker:
@@ -120,9 +118,3 @@ def _percentiles(array: np.ndarray) -> tuple[float, float]:
     finite = array[np.isfinite(array)]
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
     return float(low), float(high)
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -12,6 +12,8 @@ from prevox import __version__
 from prevox.config.base import RECIPES, read_yaml, recipe_names
 from prevox.config.tools import DoctorConfig, ListConfig
 from prevox.console import console
+from prevox.data.layouts import LAYOUTS
+from prevox.errors import ConfigError
 from prevox.methods.registry import METHODS
 from prevox.models.registry import MODELS
 
@@ -38,12 +40,8 @@ def list_all(config: ListConfig) -> None:
     for verb in ("pretrain", "finetune"):
         for name in recipe_names(verb):
             table.add_row(f"{verb} recipe", name, _first_comment(verb, name))
-    for name, what in (
-        ("msd", "Medical Segmentation Decathlon: dataset.json with a training list"),
-        ("nnunet", "nnU-Net raw: dataset.json with channel_names, imagesTr/CASE_0000.ext"),
-        ("folder", "any folder of NIfTI, NRRD, MHA; images/ and labels/ side by side are paired"),
-    ):
-        table.add_row("layout", name, what)
+    for name, layout in LAYOUTS.items():
+        table.add_row("layout", name, (layout.__doc__ or "").splitlines()[0])
     console.print(table)
 
 
@@ -51,6 +49,10 @@ def doctor(config: DoctorConfig) -> dict[str, str]:
     """Print (and return) versions, memory, disk, device and the extras that are installed."""
     import torch
 
+    if not config.folder.is_dir():
+        raise ConfigError(
+            f"folder: {config.folder} does not exist. Give the folder whose disk will hold stores and runs."
+        )
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(config.folder)
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none seen by torch"

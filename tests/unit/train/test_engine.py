@@ -16,10 +16,14 @@ from prevox.task import Batch, Picture, StepContext, StepOutput, Task, ViewGroup
 from prevox.train.checkpoint import checkpoint_folders
 from prevox.train.engine import Engine, Job
 from prevox.train.schedule import lr_factor
-from prevox.train.tracking import TIMINGS, read_metrics
 
 pytestmark = pytest.mark.unit
 IMAGES = [f"case_{number}" for number in range(1, 7)]
+TIMINGS = ("samples_per_s", "data_wait", "seconds")  # all that two identical runs differ in
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 class Toy(Task):

@@ -1,14 +1,19 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from prevox.task import Picture
-from prevox.train.tracking import Tracker, draw, read_metrics
+from prevox.train.tracking import Tracker, draw
 
 pytestmark = pytest.mark.unit
 ROW = {"loss": 1.0, "lr": 0.1, "samples_per_s": 2.0, "data_wait": 0.0}
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path) -> None:

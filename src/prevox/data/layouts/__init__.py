@@ -13,7 +13,7 @@ from prevox.errors import DataError
 
 __all__ = ["LAYOUTS", "Entry", "recognise", "refuse_duplicates"]
 
-LAYOUTS = {"msd": msd, "nnunet": nnunet, "folder": folder}
+LAYOUTS = {"msd": msd, "nnunet": nnunet, "folder": folder}  # the first line of a module's docstring says what it reads
 _SHOWN = 10  # names in a warning
 
 
