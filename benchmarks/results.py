@@ -76,8 +76,8 @@ def difference_table(out: Path) -> str:
     for run in arms_of(out):
         scratch = out / run.name.replace("pretrained", "scratch")
         if run.name.startswith("pretrained") and scratch.is_dir():
-            both = per_case(run).join(per_case(scratch), rsuffix="_scratch", how="inner")
-            gain = paired_difference(both["dice"], both["dice_scratch"], both["subject"])
+            both = per_case(run).merge(per_case(scratch), on=["case", "subject"])
+            gain = paired_difference(both["dice_x"], both["dice_y"], both["subject"])
             rows.append([run.name.removeprefix("pretrained-"), interval(gain), str(gain.subjects)])
     return table(["labelled subjects", "mean Dice, pre-trained minus scratch (paired)", "subjects"], rows)
 
@@ -113,7 +113,8 @@ def minutes_of(out: Path) -> tuple[float, float]:
 def section(name: str, out: Path) -> str:
     environment = json.loads((out / "mae" / "environment.json").read_text())
     date = json.loads((out / "mae" / "summary.json").read_text())["date"]
-    commands = (out / "commands.txt").read_text()
+    root = pd.read_parquet(out / "catalogue.parquet")["root"].iloc[0]
+    commands = (out / "commands.txt").read_text().replace(root, "DATA")
     training, whole = minutes_of(out)
     note = (NOTES / f"{name}.md").read_text() if (NOTES / f"{name}.md").is_file() else ""
     return "\n".join(
