@@ -1,6 +1,6 @@
 """The command line is a promise: adding, renaming or dropping an option must be seen in a review.
 
-After a wanted change: python -m tests.unit.cli.test_surface > tests/golden/cli.txt
+After a wanted change: python -m tests.unit.cli.test_options > tests/golden/cli.txt
 """
 
 from pathlib import Path
