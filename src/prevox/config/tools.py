@@ -19,7 +19,7 @@ class DemoConfig(Config):
     """Labelled phantoms for both fine-tunings."""
     pretrain_steps: Annotated[int, Field(ge=1)] = 300
     """Steps of the pre-training."""
-    finetune_steps: Annotated[int, Field(ge=1)] = 120
+    finetune_steps: Annotated[int, Field(ge=1)] = 220
     """Steps of each fine-tuning."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the phantoms and of the runs."""

@@ -9,7 +9,9 @@ from prevox.config.tools import DemoConfig
 from prevox.console import console
 from prevox.data.phantom import write_phantoms
 
-SIZE = (40, 40, 40)
+SPACING = (2.0, 2.0, 2.0)  # mm; coarse, so that a demo of minutes sees each phantom often enough
+SIZE = (32, 32, 32)
+RATE = 4e-3  # of both fine-tunings: few steps need large ones
 
 
 def demo(config: DemoConfig) -> Path:
@@ -30,7 +32,7 @@ def demo(config: DemoConfig) -> Path:
         write_phantoms(scans, config.images, seed=config.seed)
     _say("2/7 catalogue and prepare")
     run_verb("catalogue", {"paths": [scans], "out": out / "catalogue.parquet"})
-    run_verb("prepare", {"catalogue": out / "catalogue.parquet", "out": out / "store", "spacing": [1.5, 1.5, 1.5]})
+    run_verb("prepare", {"catalogue": out / "catalogue.parquet", "out": out / "store", "spacing": SPACING})
     common: dict[str, Any] = {"store": out / "store", "resume": True}
     _say("3/7 pre-training on the training subjects' images, without labels")
     run_verb(
@@ -56,6 +58,7 @@ def demo(config: DemoConfig) -> Path:
                 "scratch": scratch,
                 "labels": config.labels,
                 "views": {"size": SIZE},
+                "optim": {"lr": RATE},
                 "train": {"steps": config.finetune_steps, "seed": config.seed},
             },
         )
