@@ -48,8 +48,8 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass  # another user's
+    except PermissionError:  # it is another user's
+        return True
     return True
 
 

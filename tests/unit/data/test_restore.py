@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from tests.unit.data.strategies import affines, shapes
 
 from prevox.data.geometry import (
     Grid,
@@ -20,22 +21,6 @@ from prevox.data.restore import scores_to_source, to_source
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit
-
-
-@st.composite
-def affines(draw, largest_angle=180.0):
-    """Rotations of any kind, with mirrors, spacings from 0.3 to 6 mm and distant origins."""
-    angle = st.floats(-largest_angle, largest_angle)
-    rotation = Rotation.from_euler("xyz", [draw(angle) for _ in range(3)], degrees=True).as_matrix()
-    signs = [draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)]
-    spacing = [draw(st.floats(0.3, 6.0)) for _ in range(3)]
-    affine = np.eye(4)
-    affine[:3, :3] = rotation @ np.diag(signs) @ np.diag(spacing)
-    affine[:3, 3] = [draw(st.floats(-500, 500)) for _ in range(3)]
-    return affine
-
-
-shapes = st.tuples(*[st.integers(1, 7)] * 3)
 
 
 def diagonal(*spacing, origin=(0, 0, 0)):
