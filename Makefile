@@ -16,6 +16,10 @@ $(VENV)/.test: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
 demo: $(VENV)/.core
 	$(BIN)/prevox demo --out demo
 
@@ -27,8 +31,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/mae_step.py
+	$(BIN)/python benchmarks/sliding_window.py
 
 clean:
 	rm -rf $(VENV) demo

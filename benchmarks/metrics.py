@@ -6,24 +6,15 @@
 Both start from the same two label maps (uint8). MONAI gets boolean one-hot tensors, its smallest input, and making them
 is part of its time and memory, as it would be for a user. `equal` is the largest deviation of Dice and NSD (MONAI's NSD
 with subvoxels follows the same definition). HD95 differs by design (MONAI does not weight by area) and is not compared.
-Peaks are resident memory above what was resident before, sampled every 5 ms; freed memory is given back to the system
-first (glibc), so that no arm lives off what another left behind.
 """
 
 import argparse
-import ctypes
-import gc
-import json
-import threading
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
+from harness import compared, interleaved, show
 from prevox.evaluation.scoring import score_labels
 
 CLASSES, SPACING, TOLERANCE = 13, (2.5, 0.8, 0.8), 1.0
@@ -61,28 +52,6 @@ def monai(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return torch.stack([dice[0], nsd[0]], dim=1).numpy()
 
 
-def measured(function: Callable[..., np.ndarray], *args: Any) -> tuple[np.ndarray, float, float]:
-    """Result, seconds, and peak resident memory above the start in MB."""
-    process, done, peak = psutil.Process(), threading.Event(), 0
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    start = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, process.memory_info().rss - start)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    result = function(*args)
-    seconds = time.perf_counter() - began
-    done.set()
-    watcher.join()
-    return result, seconds, peak / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=[200, 512, 512], help="voxels along z y x")
@@ -92,24 +61,12 @@ def main() -> None:
     reference, prediction = organs(shape, 0, 0.0), organs(shape, 0, 1.0)
     small = (slice(0, 8),) * 3
     ours(prediction[small], reference[small]), monai(prediction[small], reference[small])  # imports, lookup tables
-    found: dict[str, list[tuple[np.ndarray, float, float]]] = {"ours": [], "peer": []}
-    for _ in range(args.runs):
-        found["ours"].append(measured(ours, prediction, reference))
-        found["peer"].append(measured(monai, prediction, reference))
-    seconds = {arm: float(np.median([run[1] for run in runs])) for arm, runs in found.items()}
-    peak = {arm: max(run[2] for run in runs) for arm, runs in found.items()}
-    result = {
-        "name": f"Dice, HD95 and NSD of a {CLASSES}-class case of {'×'.join(map(str, shape))} voxels, against MONAI",
-        "ours_s": round(seconds["ours"], 3),
-        "peer_s": round(seconds["peer"], 3),
-        "ratio": round(seconds["peer"] / seconds["ours"], 2),
-        "ours_peak_mb": round(peak["ours"], 1),
-        "peer_peak_mb": round(peak["peer"], 1),
-        "equal": float(np.nanmax(np.abs(found["ours"][0][0] - found["peer"][0][0]))),
-        "runs": args.runs,
-        "labelled_share": round(float((reference > 0).mean()), 4),
-    }
-    print(json.dumps(result))
+    arms = {"ours": lambda: ours(prediction, reference), "peer": lambda: monai(prediction, reference)}
+    found = interleaved(arms, args.runs, warm=0)
+    name = f"Dice, HD95 and NSD of a {CLASSES}-class case of {'×'.join(map(str, shape))} voxels, against MONAI"
+    equal = float(np.nanmax(np.abs(found["ours"][0].result - found["peer"][0].result)))
+    share = round(float((reference > 0).mean()), 4)
+    show(compared(name, found["ours"], found["peer"], equal, labelled_share=share))
 
 
 if __name__ == "__main__":

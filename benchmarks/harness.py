@@ -1,0 +1,114 @@
+"""What the benchmarks share: arms run in turn in one process, their time, their peak memory, and one JSON object.
+
+Machines are shared and noisy, so the arms are interleaved, medians are taken, and the ratio is what counts. Peaks are
+resident memory above what was resident before the call, sampled every few milliseconds; freed memory is given back to
+the system first (glibc), so that no arm lives off what another left behind.
+"""
+
+import ctypes
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+_SAMPLING = 0.005  # seconds between two looks at the resident memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of one arm."""
+
+    result: Any
+    seconds: float
+    peak_mb: float
+
+
+def measured(function: Callable[[], Any]) -> Run:
+    """Result, seconds, and peak resident memory above the start in MB."""
+    process, done, peak = psutil.Process(), threading.Event(), 0
+    gc.collect()
+    with suppress(AttributeError, OSError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+    start = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_SAMPLING):
+            peak = max(peak, process.memory_info().rss - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - began
+    peak = max(peak, process.memory_info().rss - start)
+    done.set()
+    watcher.join()
+    return Run(result, seconds, peak / 2**20)
+
+
+def interleaved(arms: Mapping[str, Callable[[], Any]], runs: int, warm: int = 1) -> dict[str, list[Run]]:
+    """Call every arm in turn, `runs` times after `warm` calls that do not count."""
+    for _ in range(warm):
+        for function in arms.values():
+            function()
+    found: dict[str, list[Run]] = {name: [] for name in arms}
+    for _ in range(runs):
+        for name, function in arms.items():
+            found[name].append(measured(function))
+    return found
+
+
+def median(runs: list[Run]) -> float:
+    """Median seconds."""
+    return float(np.median([run.seconds for run in runs]))
+
+
+def compared(name: str, ours: list[Run], peer: list[Run], equal: float, **more: Any) -> dict[str, Any]:
+    """One comparison as the JSON object that every benchmark prints.
+
+    Args:
+        name: What is compared with what.
+        ours: Runs of this project's way.
+        peer: Runs of the other way, in turn with ours.
+        equal: Largest deviation of the outputs.
+        more: Whatever else explains the figure.
+    """
+    return {
+        "name": name,
+        "ours_s": round(median(ours), 4),
+        "peer_s": round(median(peer), 4),
+        "ratio": round(median(peer) / median(ours), 2),
+        "ours_peak_mb": round(max(run.peak_mb for run in ours), 1),
+        "peer_peak_mb": round(max(run.peak_mb for run in peer), 1),
+        "equal": equal,
+        "runs": len(ours),
+        "ours_all_s": [round(run.seconds, 4) for run in ours],
+        "peer_all_s": [round(run.seconds, 4) for run in peer],
+        **more,
+    }
+
+
+def show(comparison: dict[str, Any]) -> None:
+    """Print one comparison on a line of its own."""
+    print(json.dumps(comparison), flush=True)
+
+
+def matrix_rate(size: int = 2048, rounds: int = 3) -> float:
+    """GFLOP/s of a float32 matrix product on this machine: what a training step can at most reach."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    a @ b
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / float(np.median(seconds)) / 1e9
