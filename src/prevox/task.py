@@ -8,7 +8,7 @@ Shape suffixes: B views in a batch, C channels, D H W voxels along z y x. For 2D
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ class ViewGroup:
         labels: Whether the label map is cut as well.
         foreground: Probability that a view is centred on a labelled voxel.
         augment: Settings of the augmentation on the device (`prevox.config.data.AugmentConfig`), None for none.
+        scale: Sides of the box that is cut, as a range of shares of the image's sides; the box is resized to `size` and
+            never leaves the image. None cuts `size` voxels at the image's own resolution.
+        axes: Whether one share is drawn for all axes ("joint") or one for each ("independent").
     """
 
     size: tuple[int, ...]
@@ -32,6 +35,17 @@ class ViewGroup:
     labels: bool = False
     foreground: float = 0.0
     augment: Any = None
+    scale: tuple[float, float] | None = None
+    axes: Literal["joint", "independent"] = "joint"
+
+    def __post_init__(self) -> None:
+        assert self.scale is None or not self.labels, "a view that is resized has no labels"
+
+    @property
+    def size3(self) -> tuple[int, int, int]:
+        """The size along z y x; a slice is one voxel thick."""
+        z, y, x = self.size if len(self.size) == 3 else (1, *self.size)
+        return z, y, x
 
 
 ViewSpec = dict[str, ViewGroup]  # name of the group -> what to cut

@@ -107,6 +107,11 @@ class ViewsConfig(Config):
     """Voxels of a view, in the order z y x; two numbers cut a slice (y x) for 2D networks."""
     count: Annotated[int, Field(ge=1)] = 1
     """Views cut from each image of a batch."""
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
+    """Smallest and largest side of the box that is cut, as a share of the image's side; the box is resized to size.
+    None cuts size voxels at the store's resolution. Pre-training only."""
+    axes: Literal["joint", "independent"] = "joint"
+    """With scale: one share for all axes of a view, or one for each."""
     foreground: Fraction = 0.0
     """Probability that a view is centred on a labelled voxel (class drawn first); fine-tuning only."""
     augment: AugmentConfig = AugmentConfig()
@@ -116,6 +121,8 @@ class ViewsConfig(Config):
     def _two_or_three(self) -> "ViewsConfig":
         if len(self.size) not in (2, 3):
             raise ValueError("size takes two numbers (y x) or three (z y x)")
+        if self.scale is not None and self.scale[0] > self.scale[1]:
+            raise ValueError("scale takes LOW HIGH with LOW <= HIGH")
         if isinstance(self.augment.flip, tuple) and len(self.augment.flip) != len(self.size):
             raise ValueError(f"augment.flip takes one number, or {len(self.size)} for views of {len(self.size)} axes")
         return self

@@ -16,22 +16,37 @@ import numpy as np
 import torch
 
 from prevox.config.data import NormaliseConfig
-from prevox.data.sampler import Box, Sampler, crop_box, foreground_centre, generator
+from prevox.data.sampler import Box, Sampler, crop_box, foreground_centre, generator, scaled_box
 from prevox.data.store import Store
 from prevox.errors import DataError
-from prevox.task import Batch, Views, ViewSpec
+from prevox.task import Batch, ViewGroup, Views, ViewSpec
 from prevox.views.normalise import normalise
 from prevox.views.pipeline import augment
+from prevox.views.resize import resize
+
+Window = tuple[tuple[float, float], ...]  # first and last edge along z y x, in samples of what was read
+
+
+@dataclass
+class _Reads:
+    """What is in flight for one view."""
+
+    box: Box
+    inside: Box  # the part of the box that lies in the image, at the level that is read
+    voxels: Any
+    label: Any
+    window: Window | None
 
 
 @dataclass
 class RawViews:
     """One group's views as they lie in the store, before the device touches them."""
 
-    voxels_BCDHW: np.ndarray  # int16
+    voxels_BCDHW: np.ndarray | list[np.ndarray]  # int16; a list (C, d, h, w) where the device resizes what was read
     label_BDHW: np.ndarray | None
     boxes: list[Box]
     shapes: list[tuple[int, int, int]]  # of the images, z y x
+    windows: list[Window]  # of each view's box within what was read; empty where nothing is resized
 
 
 @dataclass
@@ -106,7 +121,7 @@ class ViewLoader:
 
     def batches(self, start: int = 0) -> Iterator[RawBatch]:
         """Yield this device's batches, endlessly, from its `start`-th one on."""
-        pending: deque[tuple[int, str, dict[str, list[Any]]]] = deque()
+        pending: deque[tuple[int, str, dict[str, list[_Reads]]]] = deque()
         local = start
         following = self._samples(start)
 
@@ -130,44 +145,81 @@ class ViewLoader:
             yield from range(first, first + self.batch)
             local += 1
 
-    def _request(self, sample: int) -> tuple[str, dict[str, list[Any]]]:
+    def _request(self, sample: int) -> tuple[str, dict[str, list[_Reads]]]:
         """Start all reads of one sample."""
         image = self.sampler.image(sample)
         rng = generator(self.seed, "views", sample)
-        shape = self._shapes[image]
-        reads: dict[str, list[Any]] = {}
+        reads = {}
         for name, group in self.spec.items():
-            size = group.size if len(group.size) == 3 else (1, *group.size)
-            for _ in range(group.count):
-                wanted = rng.random() < group.foreground
-                centre = foreground_centre(self.store.foreground(image), rng) if wanted else None
-                box = crop_box(shape, size, rng, centre)
-                inside = tuple((max(a, 0), min(b, n)) for (a, b), n in zip(box, shape, strict=True))
-                voxels = self.store.read(image, 0, inside)
-                label = self.store.read_label(image, 0, inside) if group.labels else None
-                reads.setdefault(name, []).append((box, inside, voxels, label))
+            one = self._native if group.scale is None else self._scaled
+            reads[name] = [one(image, group, rng) for _ in range(group.count)]
         return image, reads
 
-    def _collect(self, rows: list[tuple[int, str, dict[str, list[Any]]]], number: int) -> RawBatch:
+    def _native(self, image: str, group: ViewGroup, rng: np.random.Generator) -> _Reads:
+        """A view at the store's resolution; it may reach beyond a small image."""
+        shape = self._shapes[image]
+        wanted = rng.random() < group.foreground
+        centre = foreground_centre(self.store.foreground(image), rng) if wanted else None
+        box = crop_box(shape, group.size3, rng, centre)
+        inside = tuple((max(a, 0), min(b, n)) for (a, b), n in zip(box, shape, strict=True))
+        label = self.store.read_label(image, 0, inside) if group.labels else None
+        return _Reads(box, inside, self.store.read(image, 0, inside), label, None)
+
+    def _scaled(self, image: str, group: ViewGroup, rng: np.random.Generator) -> _Reads:
+        """A view of a larger or smaller box, from the coarsest level that has enough samples for it."""
+        assert group.scale is not None
+        box = scaled_box(self._shapes[image], group.scale, group.axes, rng)
+        if len(group.size) == 2:  # one slice of a volume, scaled in its plane
+            z = int(rng.integers(self._shapes[image][0]))
+            box = ((z, z + 1), *box[1:])
+        inside, level, window = level_window(self.store, image, box, group.size3)
+        return _Reads(box, inside, self.store.read(image, level, inside), None, window)
+
+    def _collect(self, rows: list[tuple[int, str, dict[str, list[_Reads]]]], number: int) -> RawBatch:
         """Wait for the reads of one batch and lay them into arrays."""
         groups = {}
         images = [image for _, image, _ in rows]
-        channels = int(self.store.info["channels"])
         for name, group in self.spec.items():
-            size = group.size if len(group.size) == 3 else (1, *group.size)
-            views = [(image, *read) for _, image, reads in rows for read in reads[name]]
-            voxels_BCDHW = np.zeros((len(views), channels, *size), np.int16)
-            label_BDHW = np.zeros((len(views), *size), np.int32) if group.labels else None
-            for row, (_, box, inside, voxels, label) in enumerate(views):
-                z, y, x = (slice(a - b, c - b) for (a, c), (b, _) in zip(inside, box, strict=True))
-                began = perf_counter()
-                voxels_BCDHW[row, :, z, y, x] = voxels.result()
-                if label_BDHW is not None:
-                    label_BDHW[row, z, y, x] = label.result()
-                self.waited += perf_counter() - began
-            shapes = [self._shapes[image] for image, *_ in views]
-            groups[name] = RawViews(voxels_BCDHW, label_BDHW, [box for _, box, *_ in views], shapes)
+            reads = [read for _, _, found in rows for read in found[name]]
+            shapes = [self._shapes[image] for image in images for _ in range(group.count)]
+            began = perf_counter()
+            voxels = [read.voxels.result() for read in reads]
+            labels = [read.label.result() for read in reads] if group.labels else None
+            self.waited += perf_counter() - began
+            boxes, windows = [read.box for read in reads], [read.window for read in reads if read.window is not None]
+            if windows:
+                groups[name] = RawViews(voxels, None, boxes, shapes, windows)
+                continue
+            voxels_BCDHW = np.zeros((len(reads), len(voxels[0]), *group.size3), np.int16)
+            label_BDHW = None if labels is None else np.zeros((len(reads), *group.size3), np.int32)
+            for row, read in enumerate(reads):
+                z, y, x = (slice(a - b, c - b) for (a, c), (b, _) in zip(read.inside, read.box, strict=True))
+                voxels_BCDHW[row, :, z, y, x] = voxels[row]
+                if label_BDHW is not None and labels is not None:
+                    label_BDHW[row, z, y, x] = labels[row]
+            groups[name] = RawViews(voxels_BCDHW, label_BDHW, boxes, shapes, [])
         return RawBatch(groups, images, rows[0][0], number)
+
+
+def level_window(store: Store, image: str, box: Box, size: tuple[int, int, int]) -> tuple[Box, int, Window]:
+    """What to read for a box that will have `size` samples.
+
+    Args:
+        store: Where the image is.
+        image: Its id.
+        box: In voxels of the finest level, along z y x.
+        size: Samples along z y x that the box will be resized to.
+
+    Returns:
+        The box to read, in the level's own voxels; the level; and where the wanted box lies in what is read.
+    """
+    level = store.level_for(image, tuple(stop - start for start, stop in box), size)
+    factors = store.levels(image)[level]
+    inside = tuple((start // f, -(-stop // f)) for (start, stop), f in zip(box, factors, strict=True))
+    window = tuple(
+        (start / f - low, stop / f - low) for (start, stop), (low, _), f in zip(box, inside, factors, strict=True)
+    )
+    return inside, level, window
 
 
 def to_device(
@@ -195,7 +247,7 @@ def to_device(
     for name, group in spec.items():
         part = raw.groups[name]
         owners = [image for image in raw.images for _ in range(group.count)]
-        x_BCDHW = torch.from_numpy(part.voxels_BCDHW).to(device, non_blocking=True).float()
+        x_BCDHW = _on_device(part, group, device)
         linear_BC2 = torch.from_numpy(np.stack([store.slope_intercept(image) for image in owners])).float().to(device)
         slope_BC111, intercept_BC111 = linear_BC2[:, :, :, None, None, None].unbind(2)
         x_BCDHW = x_BCDHW * slope_BC111 + intercept_BC111
@@ -212,8 +264,19 @@ def to_device(
     return Batch(views, raw.images, samples)
 
 
+def _on_device(part: RawViews, group: ViewGroup, device: torch.device) -> torch.Tensor:
+    """Stored numbers of all views, float32 (B, C, *size); what was read in another size is resized here."""
+    if not part.windows:
+        assert isinstance(part.voxels_BCDHW, np.ndarray)
+        return torch.from_numpy(part.voxels_BCDHW).to(device, non_blocking=True).float()
+    read = (torch.from_numpy(voxels).to(device, non_blocking=True).float() for voxels in part.voxels_BCDHW)
+    return torch.stack([resize(x, window, group.size3) for x, window in zip(read, part.windows, strict=True)])
+
+
 def _inside(part: RawViews, size: Sequence[int]) -> torch.Tensor:
     """True where a view lies within its image, (B, 1, D, H, W)."""
+    if part.windows:  # a resized box lies within its image
+        return torch.ones((len(part.boxes), 1, *size), dtype=torch.bool)
     valid_B1DHW = torch.zeros((len(part.boxes), 1, *size), dtype=torch.bool)
     for row, (box, shape) in enumerate(zip(part.boxes, part.shapes, strict=True)):
         z, y, x = (slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(box, shape, strict=True))

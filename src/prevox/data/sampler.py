@@ -5,6 +5,7 @@ So a resumed run equals an uninterrupted one, and reads may complete in any orde
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -67,6 +68,28 @@ def crop_box(
         else:
             start = min(max(int(centre[axis]) - wanted // 2, 0), room)
         box.append((start, start + wanted))
+    return tuple(box)
+
+
+def scaled_box(
+    shape: Sequence[int], scale: tuple[float, float], axes: Literal["joint", "independent"], rng: np.random.Generator
+) -> Box:
+    """Draw a box whose sides are a random share of the image's, anywhere inside it.
+
+    Args:
+        shape: Voxels of the image.
+        scale: Range of the share, uniform.
+        axes: One share for all axes, or one for each.
+        rng: Source of randomness; the number of draws does not depend on what they say.
+    """
+    shares, places = rng.uniform(*scale, len(shape)), rng.random(len(shape))
+    if axes == "joint":
+        shares[:] = shares[0]
+    box = []
+    for length, share, place in zip(shape, shares, places, strict=True):
+        side = max(1, round(length * share))
+        start = int(place * (length - side + 1))
+        box.append((start, start + side))
     return tuple(box)
 
 

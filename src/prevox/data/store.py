@@ -163,20 +163,19 @@ class Store:
     def level_for(self, image: str, source_size: tuple[int, ...], target_size: tuple[int, ...]) -> int:
         """The coarsest level from which a view can be cut without losing samples.
 
-        For views that cover more voxels than they have samples. `ViewLoader` cuts views at native resolution, for
-        which this is always level 0, so it does not ask.
-
         Args:
             image: Image id.
             source_size: Voxels of the finest level that the view covers, along z, y, x.
             target_size: Samples that the view will have.
 
         Returns:
-            The last level that still has target_size samples or more within the view on every axis; 0 if none has.
+            The last level that, on every axis it halves, still has target_size samples or more within the view. An axis
+            that it leaves alone loses nothing, however few samples the view has there.
         """
         best = 0
         for level, factors in enumerate(self.levels(image)):
-            if all(size >= target * f for size, target, f in zip(source_size, target_size, factors, strict=True)):
+            per_axis = zip(source_size, target_size, factors, strict=True)
+            if all(factor == 1 or size >= target * factor for size, target, factor in per_axis):
                 best = level
         return best
 

@@ -212,6 +212,8 @@ def build(
         fitted, transfer = adapt(weights, source, spec)
         encoder.load_state_dict(fitted, strict=False)
     encoder.make_positions_learnable()
+    if config.views.scale is not None:
+        raise ConfigError("views.scale: fine-tuning cuts views at the store's resolution. Leave it out.")
     view = ViewGroup(config.views.size, config.views.count, True, config.views.foreground, config.views.augment)
     task = Segmentation(
         network,

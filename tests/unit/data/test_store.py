@@ -199,7 +199,8 @@ def test_level_for_takes_the_coarsest_that_is_fine_enough(written):
     assert store.level_for("a", (9, 64, 40), (9, 16, 10)) == 2
     assert store.level_for("a", (9, 64, 40), (9, 17, 10)) == 1
     assert store.level_for("a", (9, 64, 40), (9, 33, 10)) == 0
-    assert store.level_for("a", (8, 64, 40), (9, 8, 8)) == 0  # nothing is fine enough: the finest
+    assert store.level_for("a", (8, 64, 40), (9, 8, 8)) == 2  # z is never halved: what it lacks, it lacks everywhere
+    assert store.level_for("a", (9, 8, 8), (9, 9, 8)) == 0  # nothing is fine enough: the finest
 
 
 def test_group_is_valid_ome_zarr(written):

@@ -70,7 +70,7 @@ def build(settings: MAEConfig, model: ViTConfig, views: ViewsConfig, channels: i
         encoder,
         decoder,
         spec=ModelSpec("vit", keywords),
-        view=ViewGroup(size=views.size, count=views.count, augment=views.augment),
+        view=ViewGroup(views.size, views.count, augment=views.augment, scale=views.scale, axes=views.axes),
         mask_ratio=settings.mask_ratio,
         target=settings.target,
         variance=settings.variance,
