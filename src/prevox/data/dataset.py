@@ -250,7 +250,7 @@ def to_device(
         x_BCDHW = _on_device(part, group, device)
         linear_BC2 = torch.from_numpy(np.stack([store.slope_intercept(image) for image in owners])).float().to(device)
         slope_BC111, intercept_BC111 = linear_BC2[:, :, :, None, None, None].unbind(2)
-        x_BCDHW = x_BCDHW * slope_BC111 + intercept_BC111
+        x_BCDHW.mul_(slope_BC111).add_(intercept_BC111)
         x_BCDHW = normalise(x_BCDHW, [store.statistics(image) for image in owners], settings)
         valid_B1DHW = _inside(part, x_BCDHW.shape[2:]).to(device, non_blocking=True)
         x_BCDHW = x_BCDHW.masked_fill(~valid_B1DHW, 0.0)

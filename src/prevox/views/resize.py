@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+_ROWS = 32  # target samples that are computed at a time
+
+
 def axis_weights(samples: int, first: float, step: float, targets: int) -> Tensor:
     """Weights (T, S) of each target sample's mean; rows sum to 1.
 
@@ -49,14 +52,23 @@ def resize(x_CDHW: Tensor, window: Sequence[tuple[float, float]], size: Sequence
         samples = x_CDHW.shape[1 + axis]
         if samples == targets and step == 1 and first == 0:
             continue
-        weights_TS = axis_weights(samples, first, step, targets).to(x_CDHW)
-        x_CDHW = _along(weights_TS, x_CDHW, 1 + axis)
+        x_CDHW = _along(axis_weights(samples, first, step, targets), x_CDHW, 1 + axis)
     return x_CDHW
 
 
 def _along(weights_TS: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Multiply one axis by the weights, as a matrix product over memory as it lies."""
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    if axis == x.ndim - 1:
-        return x @ weights_TS.T
-    return (weights_TS @ x.reshape(-1, x.shape[axis], after.numel())).reshape(*before, len(weights_TS), *after)
+    """Multiply one axis by the weights, a few rows at a time: of the samples, a row needs only those near its own."""
+    before, samples, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    x_BSA = x.reshape(before.numel(), samples, after.numel())
+    result_BTA = x.new_empty(len(x_BSA), len(weights_TS), x_BSA.shape[2])
+    for start in range(0, len(weights_TS), _ROWS):
+        rows = weights_TS[start : start + _ROWS]
+        used = rows.any(0).nonzero()  # on the CPU: a device is not waited for
+        near = slice(int(used[0]), int(used[-1]) + 1)
+        taps = rows[:, near].to(x)
+        if result_BTA.shape[2] == 1:
+            part = (x_BSA[:, near, 0] @ taps.T).unsqueeze(2)
+        else:
+            part = taps @ x_BSA[:, near]
+        result_BTA[:, start : start + _ROWS] = part
+    return result_BTA.reshape(*before, len(weights_TS), *after)
