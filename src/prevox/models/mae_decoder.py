@@ -86,8 +86,8 @@ class MAEDecoder(nn.Module):
         positions_BLD = interpolate(self.positions, self.grid, grid or self.grid)[order_BL]
         patches_BLD = torch.cat([x_BND[:, self.prefix :], masks_BMD], dim=1) + positions_BLD
         x_BND = torch.cat([x_BND[:, : self.prefix], patches_BLD], dim=1) if self.prefix else patches_BLD
-        for block in self.blocks:
-            x_BND = block(x_BND)
         first = self.prefix if everywhere else self.prefix + kept
-        prediction = self.head(self.norm(x_BND[:, first:]))
+        for block in self.blocks[:-1]:
+            x_BND = block(x_BND)
+        prediction = self.head(self.norm(self.blocks[-1](x_BND, first=first)))
         return gather_tokens(prediction, order_BL.argsort(dim=1)) if everywhere else prediction

@@ -136,23 +136,34 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
-    def attend(self, x_BND: Tensor) -> Tensor:
-        """Multi-head self-attention of (B, N, D) tokens."""
+    def attend(self, x_BND: Tensor, first: int = 0) -> Tensor:
+        """Multi-head self-attention over (B, N, D) tokens, from the view of those from `first` on: (B, N − first, D)."""
         batch, n, width = x_BND.shape
-        qkv = self.qkv(x_BND).view(batch, n, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if first == 0:
+            heads = self.qkv(x_BND).view(batch, n, 3, self.heads, width // self.heads)
+            q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            asked = functional.linear(x_BND[:, first:], weight[:width], bias[:width])
+            q = asked.view(batch, n - first, self.heads, width // self.heads).transpose(1, 2)
+            heads = functional.linear(x_BND, weight[width:], bias[width:])
+            k, v = heads.view(batch, n, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.projection(mixed.transpose(1, 2).reshape(batch, n, width))
+        return self.projection(mixed.transpose(1, 2).reshape(batch, n - first, width))
 
-    def forward(self, x_BND: Tensor, scale_2B11: Tensor | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, scale_2B11: Tensor | None = None, first: int = 0) -> Tensor:
         """One block.
 
         Args:
             x_BND: Tokens.
             scale_2B11: Factors on the two residual branches of each sample (drop path); None for 1.
+            first: Give back only the tokens from this one on: what nobody reads need not be computed.
+
+        Returns:
+            (B, N − first, D).
         """
-        attended = self.attend(self.norm1(x_BND))
-        x_BND = x_BND + (attended if scale_2B11 is None else attended * scale_2B11[0])
+        attended = self.attend(self.norm1(x_BND), first)
+        x_BND = x_BND[:, first:] + (attended if scale_2B11 is None else attended * scale_2B11[0])
         mlp = self.contract(functional.gelu(self.expand(self.norm2(x_BND))))
         return x_BND + (mlp if scale_2B11 is None else mlp * scale_2B11[1])
 

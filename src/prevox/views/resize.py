@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 _ROWS = 32  # target samples that are computed at a time
 
 
@@ -66,9 +65,6 @@ def _along(weights_TS: Tensor, x: Tensor, axis: int) -> Tensor:
         used = rows.any(0).nonzero()  # on the CPU: a device is not waited for
         near = slice(int(used[0]), int(used[-1]) + 1)
         taps = rows[:, near].to(x)
-        if result_BTA.shape[2] == 1:
-            part = (x_BSA[:, near, 0] @ taps.T).unsqueeze(2)
-        else:
-            part = taps @ x_BSA[:, near]
+        part = (x_BSA[:, near, 0] @ taps.T).unsqueeze(2) if result_BTA.shape[2] == 1 else taps @ x_BSA[:, near]
         result_BTA[:, start : start + _ROWS] = part
     return result_BTA.reshape(*before, len(weights_TS), *after)

@@ -142,6 +142,18 @@ def test_block_equals_attention_written_out() -> None:
     np.testing.assert_allclose(block(x).detach().numpy(), v, atol=1e-12)
 
 
+def test_a_block_asked_for_the_last_tokens_gives_those_of_the_whole_and_their_gradients() -> None:
+    torch.manual_seed(0)
+    block, x = Block(12, 3).double(), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    scale = torch.rand(2, 2, 1, 1, dtype=torch.float64)
+    sources = [x, *block.parameters()]
+    whole, part = block(x, scale)[:, 3:], block(x, scale, first=3)
+    torch.testing.assert_close(part, whole, atol=1e-12, rtol=0)
+    weight = torch.randn_like(whole)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), sources) for y in (whole, part)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
 def test_initial_weights() -> None:
     vit = tiny(width=48)
     for module in vit.modules():
