@@ -8,16 +8,22 @@ the system first (glibc), so that no arm lives off what another left behind.
 import ctypes
 import gc
 import json
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+
+from prevox.train.run_folder import environment
 
 _SAMPLING = 0.005  # seconds between two looks at the resident memory
 
@@ -98,8 +104,16 @@ def compared(name: str, ours: list[Run], peer: list[Run], equal: float, **more: 
 
 
 def show(comparison: dict[str, Any]) -> None:
-    """Print one comparison on a line of its own."""
-    print(json.dumps(comparison), flush=True)
+    """Print one comparison on a line of its own, with the command, the date and the machine."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    print(json.dumps({**comparison, "command": command, "where": where()}, ensure_ascii=False), flush=True)
+
+
+def where() -> str:
+    """Date, machine and versions in one line."""
+    found = environment("")
+    cores = f"{found['cores']} cores, {found['threads']} threads"
+    return f"{date.today()}, {found['gpu'] or found['processor']}, {cores}, torch {torch.__version__}"
 
 
 def matrix_rate(size: int = 2048, rounds: int = 3) -> float:

@@ -1,6 +1,9 @@
-"""Write docs/results.md from the run folders of finished studies; no number in it is typed.
+"""Write sections of docs/results.md from the run folders of finished studies, and from what benchmarks printed.
 
-python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2
+    python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2    # study=its folder
+    python benchmarks/results.py docs/results.md speed=FILE.jsonl                # lines that benchmarks printed
+
+No number in it is typed. Sections that are not named stay as they are.
 """
 
 import json
@@ -16,7 +19,7 @@ from prevox.evaluation.statistics import Interval, paired_difference
 NOTES = Path(__file__).with_name("notes")  # what a reader must know beside the numbers, one Markdown file a study
 HEAD = """# Results
 
-Made by `python benchmarks/results.py` from run folders; the tables are not typed. Scores are on the original grid,
+Made by `python benchmarks/results.py` from run folders and from what benchmarks printed; the tables are not typed. Scores are on the original grid,
 without background, from the last checkpoint; intervals are 95 % bootstrap intervals over subjects. What was compared is
 written in `benchmarks/study.py` and was written before it was run.
 """
@@ -134,9 +137,42 @@ def section(name: str, out: Path) -> str:
     )
 
 
-def main(target: Path, studies: list[str]) -> None:
-    parts = [section(name, Path(out)) for name, _, out in (study.partition("=") for study in studies)]
-    target.write_text("\n".join([HEAD, *parts]))
+def speed_section(lines: Path) -> str:
+    """One row a comparison, in the order in which they were run; what explains them stands in the note."""
+    found = [json.loads(line) for line in lines.read_text().splitlines() if line.startswith("{")]
+    head = ["what", "ours (s)", "peer (s)", "peer / ours", "ours (MB)", "peer (MB)", "largest deviation", "runs"]
+    rows = [
+        [
+            row["name"],
+            f"{row['ours_s']:.3f}",
+            f"{row['peer_s']:.3f}",
+            f"**{row['ratio']:.2f}**",
+            f"{row['ours_peak_mb']:.0f}",
+            f"{row['peer_peak_mb']:.0f}",
+            f"{row['equal']:.2g}",
+            str(row["runs"]),
+        ]
+        for row in found
+    ]
+    commands = "\n".join(dict.fromkeys(row["command"] for row in found))
+    return "\n".join(
+        [
+            "## speed\n",
+            "; ".join(dict.fromkeys(row["where"] for row in found)) + ". Medians of runs in turn in one process.\n",
+            table(head, rows),
+            (NOTES / "speed.md").read_text(),
+            f"<details><summary>Commands and everything they printed</summary>\n\n```\n{commands}\n```\n",
+            "```json\n" + "\n".join(json.dumps(row, ensure_ascii=False) for row in found) + "\n```\n\n</details>\n",
+        ]
+    )
+
+
+def main(target: Path, given: list[str]) -> None:
+    _, *old = target.read_text().split("\n## ") if target.is_file() else [HEAD]
+    sections = {text.partition("\n")[0]: f"## {text}" for text in old}
+    for name, _, path in (word.partition("=") for word in given):
+        sections[name] = speed_section(Path(path)) if name == "speed" else section(name, Path(path))
+    target.write_text("\n".join([HEAD, *(text.rstrip("\n") + "\n" for text in sections.values())]))
 
 
 if __name__ == "__main__":
