@@ -19,9 +19,9 @@ from prevox.evaluation.statistics import Interval, paired_difference
 NOTES = Path(__file__).with_name("notes")  # what a reader must know beside the numbers, one Markdown file a study
 HEAD = """# Results
 
-Made by `python benchmarks/results.py` from run folders and from what benchmarks printed; the tables are not typed. Scores are on the original grid,
-without background, from the last checkpoint; intervals are 95 % bootstrap intervals over subjects. What was compared is
-written in `benchmarks/study.py` and was written before it was run.
+Made by `python benchmarks/results.py` from run folders and from what benchmarks printed; the tables are not typed.
+Scores are on the original grid, without background, from the last checkpoint; intervals are 95 % bootstrap intervals
+over subjects. What was compared is written in `benchmarks/study.py` and was written before it was run.
 """
 
 
