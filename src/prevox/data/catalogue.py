@@ -22,8 +22,9 @@ from prevox.config.data import CatalogueConfig
 from prevox.console import console
 from prevox.data.catalogue_table import print_catalogue, print_hint
 from prevox.data.geometry import orientation_of, spacing_of
-from prevox.data.join import join_table
+from prevox.data.join import join_table, subject_column
 from prevox.data.layouts import Entry, recognise, refuse_duplicates
+from prevox.data.layouts.pictures import refuse_unlisted
 from prevox.data.quality import check_same_grid, flags_of, label_values_of, statistics_of
 from prevox.data.readers import Image, read_image, suffix_of
 from prevox.errors import ConfigError, DataError, RunError
@@ -59,17 +60,19 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     Raises:
         DataError: If a path holds no image, ids clash, the table does not fit, or no image can be used; with
             `strict`, for the first image that cannot be used.
-        ConfigError: If a group is asked for without a table, or `out` does not end in .parquet.
+        ConfigError: If a group is asked for without a table (given or found), or `out` does not end in .parquet.
         RunError: If `out` cannot be written; known before any image is read.
     """
-    if config.group is not None and config.table is None:
-        raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
     if config.out.suffix != ".parquet":
         raise ConfigError(f"--out {config.out}: must end in .parquet, by which the other verbs know a catalogue.")
     if config.out.is_dir():
         raise RunError(f"{config.out}: is a folder. Choose another --out.")
     writable_folder(config.out.parent)
     cases = [entry for path in config.paths for entry in recognise(path)]
+    if config.table is None:
+        cases = refuse_unlisted(cases)
+    if config.group is not None and config.table is None and not any(entry.table for entry in cases):
+        raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
     entries = _unique_ids(cases)
     rows, failures = _read_all(entries, config.strict)
     reasons = config.out.with_suffix(".failures.csv")
@@ -85,15 +88,17 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     table = pd.DataFrame(list(rows.values()), index=list(rows))
     _flag_copies(table)
     table = table.drop(columns=["image_hash", "label_hash"])
+    used = [cases[position] for position in rows]
     if config.table is not None:
-        table = join_table(table, [cases[position].image for position in rows], config.table, config.group)
+        table = join_table(table, [entry.image for entry in used], config.table, config.group)
+    else:
+        table = _join_found(table, used, config.group)
     table = table.reset_index(drop=True)
     _write_parquet(table, config.out)
     table = read_catalogue(config.out)  # so that callers and later readers see the same types
     print_catalogue(table, failures, config.out, reasons)
     if config.table is None:
-        used = [cases[position] for position in rows]
-        for root in sorted({entry.root for entry in used}):
+        for root in sorted({entry.root for entry in used if entry.table is None}):
             print_hint(root, [entry.image for entry in used if entry.root == root])
     return CatalogueResult(config.out, table, failures)
 
@@ -263,6 +268,31 @@ def _digest(image: Image) -> str:
     if suffix_of(path) in _DETACHED:
         digest.update(np.ascontiguousarray(image.array_CIJK).data)
     return digest.hexdigest()
+
+
+def _join_found(table: pd.DataFrame, used: Sequence[Entry], group: str | None) -> pd.DataFrame:
+    """Join the tables that layouts have found, each to the images it describes; say which, and whose subjects count.
+
+    Args:
+        table: One row per image.
+        used: The entry of each row.
+        group: Column with the subjects; None takes the one whose name leaves no doubt.
+    """
+    several = table["collection"].nunique() > 1
+    parts = []
+    for path in dict.fromkeys(entry.table for entry in used):
+        part = table[[entry.table == path for entry in used]]
+        if path is not None:
+            column = group or subject_column(path)
+            images = [entry.image for entry in used if entry.table == path]
+            part = join_table(part, images, path, column, found=True)
+            if column is not None and several:
+                part["subject"] = part["collection"] + "/" + part["subject"]
+            subjects = f"{part['subject'].nunique()} subjects by its column '{column}'"
+            alone = "no column that is surely the subject's, so each picture counts as its own (--group COLUMN)"
+            console.print(f"joined {path}: {subjects if column else alone}", markup=False, soft_wrap=True)
+        parts.append(part)
+    return pd.concat(parts).loc[table.index]
 
 
 def _flag_copies(table: pd.DataFrame) -> None:

@@ -1,17 +1,23 @@
 """Join a CSV file of subjects to the catalogue; its case column is found by its values, not by its name."""
 
 import difflib
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from prevox.console import warn
 from prevox.data.readers import stem_of
 from prevox.errors import DataError
 
+_SUBJECT_COLUMNS = {"subject", "subjectid", "patient", "patientid"}  # without case, spaces, hyphens and underscores
 
-def join_table(catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group: str | None) -> pd.DataFrame:
+
+def join_table(
+    catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group: str | None, *, found: bool = False
+) -> pd.DataFrame:
     """Add the columns of a CSV (or TSV) file to the rows of the images it describes; `group` replaces `subject`.
 
     Args:
@@ -19,10 +25,11 @@ def join_table(catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group:
         cases: Each row's id within its collection; matched where `image`, which may carry a prefix, is not.
         path: File with one row per case; several images may share a row. Rows without image are ignored.
         group: Column that says which cases belong to one subject.
+        found: Whether the file was found, not given: of columns that the catalogue has as well, its own stay.
 
     Raises:
         DataError: If the file or a column is missing, no column holds the ids, an image has no row or a case two, a
-            group is empty, or a column is called as one of the catalogue's own.
+            group is empty, or a column of a given file is called as one of the catalogue's own.
     """
     text, typed = _read(path)
     columns = [str(column) for column in text]
@@ -54,11 +61,18 @@ def join_table(catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group:
         subjects = text[group].iloc[rows].str.strip()
         if subjects.eq("").any():
             empty = _some(list(ids.iloc[rows][subjects.eq("")]))
-            raise DataError(path, found=f"empty '{group}' for {empty}", expected="a subject for every case")
+            alone = f"or give --table {path} without --group: each image then counts as its own subject."
+            raise DataError(
+                path, found=f"empty '{group}' for {empty}", expected="a subject for every case",
+                remedy=f"Fill it in, {alone}",
+            )  # fmt: skip
         catalogue = catalogue.assign(subject=subjects.to_numpy())
     extra = typed.drop(columns=[case, *(["subject"] if group == "subject" else [])])
     conflicts = [str(name) for name in extra if name in catalogue]
-    if conflicts:
+    if conflicts and found:
+        warn(f"{path}: columns that the catalogue has as well are not joined: {', '.join(conflicts)}")
+        extra = extra.drop(columns=conflicts)
+    elif conflicts:
         hint = " --group subject takes the subjects from it." if "subject" in conflicts else ""
         raise DataError(
             path,
@@ -68,6 +82,27 @@ def join_table(catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group:
         )
     extra = extra.iloc[rows].set_index(catalogue.index)
     return pd.concat([catalogue, extra], axis=1)
+
+
+def listed(images: Sequence[str], path: Path) -> set[str]:
+    """Those of the images that have a row in a table; none if it cannot be read, or has several for one."""
+    try:
+        text, _ = _read(path)
+    except DataError:
+        return set()
+    keys, case = _case_column([list(images)], text)
+    if case is None:
+        return set()
+    ids = text[case].map(_bare)
+    mine = ids[ids.isin(keys)]
+    return set() if mine.duplicated().any() else set(mine)
+
+
+def subject_column(path: Path) -> str | None:
+    """The only column of a table whose name says without doubt that it holds subjects: patient_id, Subject ..."""
+    text, _ = _read(path)
+    found = [str(name) for name in text if re.sub(r"[\s_-]", "", str(name)).lower() in _SUBJECT_COLUMNS]
+    return found[0] if len(found) == 1 else None
 
 
 def describe_table(images: Sequence[str], path: Path) -> str | None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prevox.data.readers import Header, Image
+from prevox.data.readers import Header, Image, suffix_of
 from prevox.errors import DataError
 
 TINY = 8  # voxels; a shorter axis is flagged
@@ -86,12 +86,24 @@ def label_values_of(label: Image, class_names: dict[int, str] | None) -> list[in
     """List the values of a label map, background (0) left out.
 
     Raises:
-        DataError: If it has several channels, values that are not whole or negative, or values that have no name
-            although the dataset names its classes.
+        DataError: If it is a JPEG or has several channels, values that are not whole or negative, or values that have
+            no name although the dataset names its classes.
     """
     path, array = label.header.path, label.array_CIJK
+    if suffix_of(path) in (".jpg", ".jpeg"):
+        raise DataError(
+            path,
+            found="a label map in a JPEG, which does not keep values",
+            expected="PNG or a volume format",
+            remedy="Threshold it and save it as PNG; better, export it again.",
+        )
     if array.shape[0] != 1:
-        raise DataError(path, found=f"a label map of {array.shape[0]} channels", expected="one channel")
+        raise DataError(
+            path,
+            found=f"a label map of {array.shape[0]} channels",
+            expected="one channel",
+            remedy="Give each colour a number, and save these as grey values." if array.shape[0] == 3 else "",
+        )
     values = _unique(array)
     whole = np.isfinite(values) & (values == np.round(values)) & (values >= 0)
     if not whole.all():

@@ -25,7 +25,7 @@ from prevox.console import console
 from prevox.data.place import Prepared, prepare_image
 from prevox.data.prepare import channel_statistics
 from prevox.data.quality import check_same_grid
-from prevox.data.readers import Header, read_image, suffix_of, write_image, write_mask
+from prevox.data.readers import Header, is_picture, read_image, suffix_of, write_image, write_mask
 from prevox.data.restore import scores_to_source, to_source
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import ConfigError, DataError, RunError
@@ -37,7 +37,8 @@ from prevox.output import replacing, writable_folder
 from prevox.views.normalise import normalise
 
 COLUMNS = ("image", "file", "source", "label", "seconds")
-WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha"}  # one compressed file of the same family
+# one compressed file of the same family; a JPEG does not keep values, and a PNG holds no probabilities
+WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".jpg": ".png", ".jpeg": ".png"}
 FOR_ALL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # what the disk says to one mask it says to all
 
 
@@ -68,7 +69,7 @@ class PredictResult:
 def predict(config: PredictConfig) -> PredictResult:
     """Segment images.
 
-    Masks go to `out` (RUN/predictions) as IMAGE.nii.gz (.nrrd, .mha for such input) and replace older ones of the same
+    Masks go to `out` (RUN/predictions) as IMAGE.nii.gz (.nrrd, .mha, .png for such input) and replace older ones of the same
     name; predictions.csv lists the masks of this call, failures.csv the images without.
 
     Raises:
@@ -127,7 +128,8 @@ def predict_case(
     name = case.image + WRITTEN_AS.get(suffix, suffix)
     try:
         if config.probabilities:  # first: where there is a mask, there is all that was asked for
-            write_image(out / "probabilities" / name, _probabilities(scores, prepared, loaded.scheme), header)
+            scored = f"{case.image}.nii.gz" if is_picture(case.paths[0]) else name
+            write_image(out / "probabilities" / scored, _probabilities(scores, prepared, loaded.scheme), header)
         write_mask(out / name, label_map(scores, prepared, loaded.scheme), header)
     except OSError as error:
         if error.errno in FOR_ALL:

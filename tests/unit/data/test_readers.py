@@ -277,9 +277,9 @@ def test_missing_empty_unknown_and_broken_files(tmp_path):
     (tmp_path / "empty.nii.gz").touch()
     with pytest.raises(DataError, match="0 bytes"):
         read_header(tmp_path / "empty.nii.gz")
-    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.gif").write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):
-        read_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.gif")
     noise = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
     whole = save_nifti(tmp_path / "whole.nii.gz", noise, AFFINES["ras"]).read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])

@@ -6,14 +6,15 @@ A layout is a module with `recognise(root) -> list[Entry] | None`; the first tha
 from pathlib import Path
 
 from prevox.console import warn
-from prevox.data.layouts import folder, msd, nnunet
+from prevox.data.layouts import folder, msd, nnunet, pictures
 from prevox.data.layouts.base import Entry, image_files, refuse_duplicates
 from prevox.data.readers import SUFFIXES, suffix_of
 from prevox.errors import DataError
 
 __all__ = ["LAYOUTS", "Entry", "recognise", "refuse_duplicates"]
 
-LAYOUTS = {"msd": msd, "nnunet": nnunet, "folder": folder}  # the first line of a module's docstring says what it reads
+# the first line of a module's docstring says what it reads
+LAYOUTS = {"msd": msd, "nnunet": nnunet, "pictures": pictures, "folder": folder}
 _SHOWN = 10  # names in a warning
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prevox.console import warn
-from prevox.data.readers import stem_of, suffix_of
+from prevox.data.readers import is_picture, stem_of, suffix_of
 from prevox.errors import DataError
 
 _CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -32,6 +32,7 @@ class Entry:
         collection: `name` of dataset.json, else the folder's name.
         dataset: The folder's name.
         problem: Why this image cannot be used (a listed file is missing); None if nothing speaks against it.
+        table: CSV file that describes the images of this layout; None where there is none.
     """
 
     image: str
@@ -45,6 +46,7 @@ class Entry:
     collection: str
     dataset: str
     problem: DataError | None = None
+    table: Path | None = None
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
@@ -124,6 +126,15 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
         return []
     found = (path for inner in (_folders(folder) if recursive else [folder]) for path in inner.glob("*"))
     return sorted(path for path in found if suffix_of(path) and path.is_file() and not is_hidden(path, folder))
+
+
+def without_previews(files: list[Path], where: Path) -> list[Path]:
+    """Leave out, with a warning, the pictures among volumes: they show scans, and are none."""
+    volumes = [path for path in files if not is_picture(path)]
+    if not volumes or len(volumes) == len(files):
+        return files
+    warn(f"{where}: {len(files) - len(volumes)} PNG or JPEG files beside {len(volumes)} volumes are left out")
+    return volumes
 
 
 def _folders(root: Path) -> Iterator[Path]:

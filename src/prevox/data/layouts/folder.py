@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prevox.console import warn
-from prevox.data.layouts.base import Entry, are_channels, cases_of, channel_problem, image_files, refuse_duplicates
+from prevox.data.layouts.base import (
+    Entry,
+    are_channels,
+    cases_of,
+    channel_problem,
+    image_files,
+    refuse_duplicates,
+    without_previews,
+)
 from prevox.data.readers import stem_of
 from prevox.errors import DataError
 
@@ -17,7 +25,7 @@ def recognise(root: Path) -> list[Entry] | None:
     """Read the folder (or the single file); None if there is no image in it."""
     if root.is_file():
         return [_entry(stem_of(root), (root,), None, root.parent)]
-    files = image_files(root, recursive=True)
+    files = without_previews(image_files(root, recursive=True), root)
     if _is_images(root):  # as nnU-Net's own prediction takes it: labels, if any, lie beside it
         beside = image_files(_labels_of(root), recursive=True)
         if are_channels(files, {stem_of(path) for path in beside}):

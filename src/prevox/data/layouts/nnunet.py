@@ -13,6 +13,7 @@ from prevox.data.layouts.base import (
     image_files,
     read_description,
     refuse_duplicates,
+    without_previews,
 )
 from prevox.data.readers import stem_of
 
@@ -38,7 +39,7 @@ def _read(root: Path, parts: Sequence[str]) -> list[Entry] | None:
     entries = []
     for part in parts:
         labels = {stem_of(path): path for path in image_files(root / f"labels{part}")}
-        cases = cases_of(image_files(root / f"images{part}"))
+        cases = cases_of(without_previews(image_files(root / f"images{part}"), root / f"images{part}"))
         for case in sorted(cases.keys() | labels.keys()):
             files = cases.get(case, {})
             entries.append(

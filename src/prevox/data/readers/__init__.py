@@ -18,6 +18,7 @@ __all__ = [
     "SUFFIXES",
     "Header",
     "Image",
+    "is_picture",
     "read_header",
     "read_image",
     "stem_of",
@@ -33,15 +34,24 @@ _MODULES = {
     ".nhdr": "sitk",
     ".mha": "sitk",
     ".mhd": "sitk",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
 }
 SUFFIXES = tuple(_MODULES)
-_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")  # one file each, so that a write can be atomic
+# one file each, so that a write can be atomic; JPEG changes values
+_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".png")
 
 
 def suffix_of(path: Path) -> str | None:
     """The known suffix of a file name (`.nii.gz` counts as one), or None."""
     name = path.name.lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG or a JPEG by its name."""
+    return _MODULES.get(suffix_of(path) or "") == "picture"
 
 
 def stem_of(path: Path) -> str:
@@ -77,7 +87,7 @@ def write_mask(path: Path, array_IJK: np.ndarray, like: Header) -> None:
     """Write a label map on the grid of `like` in the smallest unsigned integer type, whole or not at all.
 
     Args:
-        path: File to write: .nii.gz, .nii, .nrrd or .mha.
+        path: File to write: .nii.gz, .nii, .nrrd or .mha; .png where the source is one slice.
         array_IJK: Label values in the file's own axis order, not negative.
         like: Header of the source; shape, affine and header codes of the new file equal its.
 
