@@ -212,19 +212,19 @@ def write_image_group(
     factors = pyramid_factors(stored_CZYX.shape[1:], spacing)
     path.mkdir(parents=True)
     for level, voxels in enumerate(image_levels(stored_CZYX, factors)):
-        _write_array(path / str(level), voxels, ["c", "z", "y", "x"])
+        write_array(path / str(level), voxels, ["c", "z", "y", "x"])
     if label_ZYX is not None:
         reference = path / "labels" / "reference"
         for level, labels in enumerate(label_levels(label_ZYX, factors)):
-            _write_array(reference / str(level), labels, ["z", "y", "x"])
-        _write_group(path / "labels", {"ome": {"version": "0.5", "labels": ["reference"]}})
+            write_array(reference / str(level), labels, ["z", "y", "x"])
+        write_group(path / "labels", {"ome": {"version": "0.5", "labels": ["reference"]}})
         image_label = {"image-label": {"source": {"image": "../../"}}}
-        _write_group(reference, {"ome": {**_multiscales("reference", "zyx", factors, spacing), **image_label}})
+        write_group(reference, {"ome": {**_multiscales("reference", "zyx", factors, spacing), **image_label}})
         np.save(path / "foreground.npy", foreground_voxels(label_ZYX, seed))
     levels: dict[str, Any] = {"affine": affine.ravel().tolist(), "levels": [{"factors": list(f)} for f in factors]}
     levels["bytes"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     ome = _multiscales(path.stem, "czyx", factors, spacing)
-    _write_group(path, {"ome": ome, "prevox": {**attributes, **levels}})
+    write_group(path, {"ome": ome, "prevox": {**attributes, **levels}})
 
 
 def _multiscales(name: str, axes: str, factors: list[Factors], spacing: tuple[float, ...]) -> dict[str, Any]:
@@ -241,7 +241,8 @@ def _multiscales(name: str, axes: str, factors: list[Factors], spacing: tuple[fl
     return {"version": "0.5", "multiscales": [{"name": name, "axes": described, "datasets": datasets}]}
 
 
-def _write_group(path: Path, attributes: dict[str, Any]) -> None:
+def write_group(path: Path, attributes: dict[str, Any]) -> None:
+    """Write the metadata of a Zarr group."""
     node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     (path / "zarr.json").write_text(json.dumps(node, indent=1, allow_nan=False))
 
@@ -264,9 +265,17 @@ def update_attributes(path: Path, changes: dict[str, Any]) -> None:
     temporary.replace(path / "zarr.json")
 
 
-def _write_array(path: Path, array: np.ndarray, names: list[str]) -> None:
-    """One shard file with inner chunks of 32³ (one channel each), lz4 with byte shuffle."""
-    inner = [1] * (array.ndim - 3) + [min(_INNER, size) for size in array.shape[-3:]]
+def write_array(path: Path, array: np.ndarray, names: list[str], spatial: int = 3, side: int = _INNER) -> None:
+    """Write one shard file, lz4 with byte shuffle; chunks that are zero take no room.
+
+    Args:
+        path: Folder of the array.
+        array: int16 or unsigned.
+        names: Of its axes.
+        spatial: Number of its last axes along which inner chunks have up to `side` voxels; along the others it is one.
+        side: Of an inner chunk.
+    """
+    inner = [1] * (array.ndim - spatial) + [min(side, size) for size in array.shape[-spatial:]]
     shard = [math.ceil(size / chunk) * chunk for size, chunk in zip(array.shape, inner, strict=True)]
     blosc = {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": array.itemsize, "blocksize": 0}
     little = {"name": "bytes", "configuration": {"endian": "little"}}

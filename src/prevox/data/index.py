@@ -1,4 +1,4 @@
-"""The store's own tables, rebuilt from the attributes of its image groups, so that a killed `prepare` loses nothing."""
+"""The store's own tables, rebuilt from what its groups and packs say, so that a killed `prepare` loses nothing."""
 
 import csv
 import hashlib
@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from prevox.console import warn
 from prevox.data.group import read_attributes
+from prevox.data.pack import pack_folders, packed_images, read_pack
 from prevox.data.store import SCHEMA
 from prevox.data.temporary import temporary_path
 
@@ -48,35 +49,42 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def write_tables(store: Path, images: Iterable[str], settings: dict[str, Any], prepare: dict[str, Any]) -> pd.DataFrame:
+def write_tables(
+    store: Path, images: Mapping[str, str], settings: dict[str, Any], prepare: dict[str, Any]
+) -> pd.DataFrame:
     """Rebuild index.parquet and store.json; files whose content stays are not touched.
 
     Args:
         store: Store folder.
-        images: Ids of the present catalogue. Others may be older names of the same scans, which would then stand on
-            both sides of a split, so they are left out.
+        images: Ids of the present catalogue, with their content hash. Others may be older names of the same scans,
+            which would then stand on both sides of a split, so they are left out.
         settings: What decided about the voxels (resolved spacing, crop, order).
         prepare: The same as the user gave it.
 
     Returns:
         The index, one row per image in order of their ids.
     """
-    wanted = {f"{image}.zarr" for image in images}
-    folders = sorted((store / "images").glob("[!.]*.zarr"))
-    others = [folder.stem for folder in folders if folder.name not in wanted]
+    packed = packed_images(store)
+    folders = {folder.stem: folder for folder in sorted((store / "images").glob("[!.]*.zarr"))}
+    others = sorted({*folders, *(image for image, _ in packed)} - set(images))
     if others:
         few = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
         warn(f"{len(others)} images in the store are not in this catalogue: left out of the index ({few}).")
+    known = {found.pack for found in packed.values()}
+    strange = [folder for folder in pack_folders(store) if folder.stem not in known and read_pack(folder) is None]
     rows = []
-    for folder in folders:
-        if folder.name not in wanted:
-            continue
-        attributes = read_attributes(folder)
-        if attributes is None:
-            warn(f"{folder}: not an image group of this store; left out of the index. Remove it.")
-        else:
-            rows.append(_index_row(attributes))
-    rows.sort(key=lambda row: str(row["image"]))
+    for image, content in sorted(images.items()):
+        found = packed.get((image, content))
+        if found is not None:
+            rows.append(_index_row(found.attributes, found.pack, found.position))
+        elif image in folders:
+            attributes = read_attributes(folders[image])
+            if attributes is None:
+                strange.append(folders[image])
+            else:
+                rows.append(_index_row(attributes, None, -1))
+    for folder in strange:
+        warn(f"{folder}: not an image group of this store; left out of the index. Remove it.")
     index = pd.DataFrame(rows)
     if not rows:
         (store / "index.parquet").unlink(missing_ok=True)
@@ -88,12 +96,12 @@ def write_tables(store: Path, images: Iterable[str], settings: dict[str, Any], p
     return index
 
 
-def _index_row(attributes: dict[str, Any]) -> dict[str, Any]:
+def _index_row(attributes: dict[str, Any], pack: str | None, position: int) -> dict[str, Any]:
     own = {name: attributes[name] for name in _GROUP_COLUMNS}
     as_text = {name: json.dumps(attributes[name]) for name in ("statistics", "levels")}
     vanished = [f"{VANISHED}: {value}" for value in attributes["vanished"]]
     flags = [*(attributes["row"].get("flags") or []), *vanished]
-    return {**attributes["row"], **own, **as_text, "flags": flags}
+    return {**attributes["row"], **own, **as_text, "flags": flags, "pack": pack, "pack_position": position}
 
 
 def store_info(rows: list[dict[str, Any]], settings: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:

@@ -1,36 +1,40 @@
 """`prevox prepare`: reorient, crop, resample and write a catalogue's images as a store.
 
-Each image is written under a temporary name and renamed, so a half-written one is never visible. An image whose content
-hash and settings are those of its group is left alone: a second run does only what is missing or changed.
+Each image (or pack of slices) is written under a temporary name and renamed, so a half-written one is never visible. An
+image whose content hash and settings are those in the store is left alone: a second run does only what is missing or
+changed.
 """
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from rich.markup import escape
 
 from prevox.config.data import PrepareConfig
 from prevox.console import console
-from prevox.data.geometry import canonical_axes, spacing_of, values_of
-from prevox.data.group import quantise_channels, read_attributes, update_attributes, write_image_group
-from prevox.data.place import Prepared, PrepareSettings, place, prepare_image
-from prevox.data.readers import Image, read_image
+from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
+from prevox.data.geometry import canonical_axes, spacing_of
+from prevox.data.group import read_attributes, update_attributes, write_image_group
+from prevox.data.pack import Packer, packed_images, remove_replaced_packs, update_rows
+from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Failure, run_cases
-from prevox.data.store import SCHEMA, image_folder, read_info
+from prevox.data.store import image_folder, read_info
 from prevox.data.temporary import remove_stale, temporary_path
-from prevox.errors import ConfigError, DataError, PrevoxError, RunError
+from prevox.errors import ConfigError, PrevoxError, RunError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["PrepareResult", "PrepareSettings", "Prepared", "prepare", "prepare_image"]
+
+T = TypeVar("T")
 
 _CANNOT_WRITE = re.compile(
     r"No space left|ENOSPC|[Qq]uota|EDQUOT|Read-only file|EROFS|Permission denied|EACCES|Not a directory|ENOTDIR"
@@ -59,24 +63,6 @@ class PrepareResult:
         return int(bool(self.failures))
 
 
-@dataclass(frozen=True)
-class Case:
-    """One image to prepare.
-
-    Args:
-        row: What the store keeps of its catalogue row; JSON-able.
-        hash: Of the contents of its files.
-    """
-
-    row: dict[str, Any]
-    hash: str
-
-    @property
-    def image(self) -> str:
-        """The image's id."""
-        return str(self.row["image"])
-
-
 def prepare(config: PrepareConfig) -> PrepareResult:
     """Write the store, or complete one.
 
@@ -91,15 +77,16 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 
     catalogue = read_catalogue(config.catalogue)
     rows: list[dict[str, Any]] = catalogue.to_dict("records")  # type: ignore[assignment]  # keys are column names
-    all_cases = [Case(kept_columns(row), str(row["hash"])) for row in rows]
     settings = PrepareSettings(_spacing(config, rows), config.crop, config.order)
+    all_cases = [Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings)) for row in rows]
     given = config.plain()
     user_settings = {name: given[name] for name in ("spacing", "crop", "order")}
     with _writing(config.out):
         _open_folder(config, settings, user_settings)
         remove_stale(config.out)
         remove_stale(config.out / "images")
-        cases = [case for case in all_cases if not _is_done(config.out, case, settings)]
+        remove_stale(config.out / "packs")
+        cases = _to_do(config.out, all_cases, settings)
     console.print(
         f"{len(rows)} images in {config.catalogue}, {len(rows) - len(cases)} already in {config.out}", markup=False
     )
@@ -110,7 +97,9 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         # also after an interruption: what is finished can be used
         with _writing(config.out):
             write_failures(config.out, failures)
-            index = write_tables(config.out, [case.image for case in all_cases], settings.plain(), user_settings)
+            hashes = {case.image: case.hash for case in all_cases}
+            index = write_tables(config.out, hashes, settings.plain(), user_settings)
+            remove_replaced_packs(config.out, index)
     _print_summary(config.out, index, failures)
     return PrepareResult(config.out, len(cases) - len(failures), len(rows) - len(cases), failures)
 
@@ -118,10 +107,29 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 def _prepare_all(
     config: PrepareConfig, settings: PrepareSettings, cases: list[Case], failures: list[tuple[str, str]]
 ) -> None:
-    """Prepare the cases; append image and reason of those that fail."""
-    work = partial(prepare_case, out=config.out, settings=settings)
+    """Prepare the cases; append image and reason of those that fail.
+
+    Volumes are written by the workers. Slices come back from them, to be written here pack by pack: so a slice that
+    cannot be read, or kills its worker, costs itself only.
+    """
+    volumes = [case for case in cases if case.slice_CYX is None]
+    write = partial(prepare_case, out=config.out, settings=settings)
+    for _ in _results(config, write, volumes, failures):
+        pass
+    packer = Packer(config.out, [case for case in cases if case.slice_CYX is not None])
+    encode = partial(encode_case, settings=settings)
+    for case, encoded in _results(config, encode, packer.cases, failures):
+        with _writing(config.out):
+            packer.add(case, encoded)
+
+
+def _results(
+    config: PrepareConfig, work: Callable[[Case], T], cases: list[Case], failures: list[tuple[str, str]]
+) -> Iterator[tuple[Case, T | None]]:
+    """Run the cases; yield each with its result, or with None if it has failed, and say so."""
     for case, result in run_cases(work, cases, config.workers, lambda case: case.image, "preparing"):
         if not isinstance(result, Failure):
+            yield case, result
             continue
         if result.kind == RunError.__name__:
             raise RunError(result.reason)
@@ -129,10 +137,11 @@ def _prepare_all(
         if config.strict:
             failures.append((image, reason))
             raise RunError(f"{image}: {reason} Stopped because of --strict; without it the image is left out.")
-        if _is_file_name(image):  # an older version of an image that cannot be prepared any more is not kept
+        if is_file_name(image):  # an older version of an image that cannot be prepared any more is not kept
             shutil.rmtree(image_folder(config.out, image), ignore_errors=True)
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
         failures.append((image, reason))
+        yield case, None
 
 
 @contextmanager
@@ -194,9 +203,24 @@ def _open_folder(config: PrepareConfig, settings: PrepareSettings, user_settings
     write_info(out, store_info([], settings.plain(), user_settings))
 
 
+def _to_do(out: Path, cases: list[Case], settings: PrepareSettings) -> list[Case]:
+    """Cases that are not in the store as they are now; what else the catalogue says of the others is taken over."""
+    packed = packed_images(out)
+    missing: list[Case] = []
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for case in cases:
+        found = packed.get((case.image, case.hash))
+        if found is None or found.attributes["settings"] != settings.plain():
+            missing += [] if _is_done(out, case, settings) else [case]
+        elif found.attributes["row"] != case.row:
+            rows.setdefault(found.pack, {})[found.position] = case.row
+    update_rows(out, rows)
+    return missing
+
+
 def _is_done(out: Path, case: Case, settings: PrepareSettings) -> bool:
-    """Whether the image is in the store as it is now; what else the catalogue says about it is brought up to date."""
-    if not _is_file_name(case.image):
+    """Whether the image has a group as it is now; what else the catalogue says about it is brought up to date."""
+    if not is_file_name(case.image):
         return False
     folder = image_folder(out, case.image)
     attributes = read_attributes(folder)
@@ -207,53 +231,22 @@ def _is_done(out: Path, case: Case, settings: PrepareSettings) -> bool:
     return True
 
 
-def _is_file_name(image: str) -> bool:
-    return bool(image) and Path(image).name == image and not image.startswith(".")
-
-
 def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
-    """Read, place and write one image; runs in a worker process.
+    """Encode and write one volume; runs in a worker process.
 
     Raises:
         DataError: If the image or its label cannot be used.
         RunError: If the store cannot be written.
     """
-    if not _is_file_name(case.image):
-        raise DataError(case.image, found="an id that is no file name", expected="an id without '/' or a leading dot")
-    channels, label, source_bytes = _read(case.row)
-    header = channels[0].header
-    array = channels[0].array_CIJK if len(channels) == 1 else np.concatenate([c.array_CIJK for c in channels])
-    label_array = None if label is None else label.array_CIJK[0]
-    placed = place(array, header.affine, label_array, settings, header.path)
-    stored, slope, intercept, max_error = quantise_channels(placed.array_CZYX)
-    values, vanished = _label_values(label_array, placed.label_ZYX)
-    attributes = {
-        "schema": SCHEMA,
-        "hash": case.hash,
-        "settings": settings.plain(),
-        "row": case.row,
-        "channels": len(stored),
-        "shape": list(placed.grid.shape),
-        "spacing": list(placed.grid.spacing),
-        "source_shape": list(placed.source.shape),
-        "source_affine": placed.source.affine.ravel().tolist(),
-        "source_codes": header.codes,
-        "crop": [list(edge) for edge in placed.crop],
-        "label_values": values,
-        "vanished": vanished,
-        "slope": slope,
-        "intercept": intercept,
-        "max_error": max_error,
-        "statistics": [channel_statistics(channel) for channel in placed.array_CZYX],
-        "source_bytes": source_bytes,
-    }
+    encoded = encode_case(case, settings)
     folder = image_folder(out, case.image)
     temporary = temporary_path(folder)
     group = temporary / folder.name  # OME-Zarr holds the image's name, so it is written under that
     with _writing(out):
         try:
-            seed = int(case.hash[:16], 16)
-            write_image_group(group, stored, placed.label_ZYX, placed.grid.affine, attributes, seed)
+            write_image_group(
+                group, encoded.stored_CZYX, encoded.label_ZYX, encoded.affine, encoded.attributes, encoded.seed
+            )
             shutil.rmtree(folder, ignore_errors=True)  # an older version of the same image
             try:
                 group.rename(folder)
@@ -262,50 +255,6 @@ def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _label_values(source: np.ndarray | None, prepared: np.ndarray | None) -> tuple[list[int] | None, list[int]]:
-    """Values of the prepared labels but 0 (None where there are no labels), and those that resampling has lost."""
-    if source is None or prepared is None:
-        return None, []
-    before, after = (values_of(label).tolist() for label in (source.astype(prepared.dtype, copy=False), prepared))
-    return [value for value in after if value != 0], [value for value in before if value not in (0, *after)]
-
-
-def _read(row: dict[str, Any]) -> tuple[list[Image], Image | None, int]:
-    """All channels and the label of a case, checked to lie on one grid, and the size of their files."""
-    from prevox.data.quality import check_same_grid
-
-    root = Path(row["root"])
-    paths = [root / path for path in row["paths"]]
-    channels = [read_image(path) for path in paths]
-    first = channels[0].header
-    for other in (channel.header for channel in channels[1:]):
-        check_same_grid(first, other, "a channel")
-    label = None
-    if row["label_path"] is not None:
-        paths.append(root / row["label_path"])
-        label = read_image(paths[-1])
-        check_same_grid(first, label.header, "a label map")
-        if len(label.array_CIJK) != 1:
-            raise DataError(paths[-1], found=f"a label map of {len(label.array_CIJK)} channels", expected="one channel")
-    return channels, label, sum(path.stat().st_size for path in paths)
-
-
-def channel_statistics(channel_ZYX: np.ndarray) -> dict[str, float]:
-    """Statistics that normalisation needs, in the image's units; without non-zero voxels their mean and std are 0."""
-    nonzero = channel_ZYX[channel_ZYX != 0]
-    low, high = np.percentile(channel_ZYX, [0.5, 99.5])
-    return {
-        "mean": float(channel_ZYX.mean(dtype=np.float64)),
-        "std": float(channel_ZYX.std(dtype=np.float64)),
-        "mean_nonzero": float(nonzero.mean(dtype=np.float64)) if nonzero.size else 0.0,
-        "std_nonzero": float(nonzero.std(dtype=np.float64)) if nonzero.size else 0.0,
-        "p005": float(low),
-        "p995": float(high),
-        "minimum": float(channel_ZYX.min()),
-        "maximum": float(channel_ZYX.max()),
-    }
 
 
 def _print_summary(out: Path, index: "pd.DataFrame", failures: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""The prepared store: one OME-Zarr 0.5 group per image, read as `read(image, level, box)`.
+"""The prepared store: one OME-Zarr 0.5 group per volume, packs of slices, all read as `read(image, level, box)`.
 
     store/
       store.json      schema, settings of `prepare`, class names, hash
@@ -8,6 +8,7 @@
         0, 1, ...                 (C, Z, Y, X) int16, one shard file per pyramid level
         labels/reference/0, ...   (Z, Y, X) smallest unsigned integer
         foreground.npy            (n, 4) int32: class value, z, y, x of sample voxels
+      packs/<pack>.zarr/          images of one slice, see `prevox.data.pack`
 
 Voxel = stored * slope + intercept, of each channel. OME-Zarr 0.5 knows scale and translation only, so the full affine
 stands in the group's own attribute "prevox". Groups are written by `prevox.data.group`.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SCHEMA = 2  # 2: slope, intercept and largest error of every channel
 _CACHE_BYTES = 256 << 20  # decoded chunks and shard indices, shared by all images
 _OPEN_ARRAYS = 4096  # handles kept; each is small, but a store may hold 100 000 images
+_OPEN_PACKS = 512  # foreground tables kept; mapped, not loaded
 
 Box = tuple[tuple[int, int], ...]
 
@@ -65,6 +67,8 @@ class Store:
         self._check_images()
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._array = functools.lru_cache(_OPEN_ARRAYS)(self._open)
+        self._pack_array = functools.lru_cache(_OPEN_ARRAYS)(self._open_folder)
+        self._pack_foreground = functools.lru_cache(_OPEN_PACKS)(self._open_foreground)
         self._levels: dict[str, list[tuple[int, int, int]]] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:  # handles stay behind; the other process opens its own
@@ -110,7 +114,10 @@ class Store:
         Raises:
             DataError: If there is no such image.
         """
-        self.row(image)
+        place = self._place(image)
+        if place is not None:
+            rows, starts = self._pack_foreground(place[0])
+            return np.array(rows[starts[place[1]] : starts[place[1] + 1], 1:])
         file = image_folder(self.path, image) / "foreground.npy"
         return np.load(file, allow_pickle=False) if file.is_file() else np.zeros((0, 4), np.int32)
 
@@ -179,29 +186,57 @@ class Store:
                 best = level
         return best
 
+    def _place(self, image: str) -> tuple[str, int] | None:
+        """Pack of an image and its position there; None for an image with a group of its own."""
+        row = self.row(image)
+        pack = row.get("pack")  # stores of earlier versions have no such column
+        return (pack, int(row["pack_position"])) if isinstance(pack, str) else None
+
     def _open(self, image: str, array: str) -> "ts.TensorStore":
-        self.row(image)
-        folder = image_folder(self.path, image) / array
-        if not (folder / "zarr.json").is_file():
-            label = array.startswith("labels/")
+        """(C, z, y, x), or (z, y, x) for labels."""
+        place = self._place(image)
+        level, is_label = int(array.rpartition("/")[2]), array.startswith("labels/")
+        folder = image_folder(self.path, image) if place is None else pack_folder(self.path, place[0])
+        no_label = is_label and not self.has_label(image)
+        if no_label or level >= len(self.levels(image)) or not (folder / array / "zarr.json").is_file():
             raise DataError(
-                image_folder(self.path, image),
-                found=f"no array '{array}'",
-                expected=f"{'labels' if label else 'voxels'} with {len(self.levels(image))} levels",
+                folder,
+                found=f"no array '{array}' of {image}",
+                expected=f"{'labels' if is_label else 'voxels'} with {len(self.levels(image))} levels",
                 remedy="The image was prepared without a label."
-                if label
-                else "Remove the folder and run `prevox prepare`.",
+                if no_label
+                else "If the level should be there, remove the folder and run `prevox prepare`.",
             )
+        if place is None:
+            return self._open_folder(folder / array)
+        stack = self._pack_array(folder / array)
+        _, y, x = (-(-size // f) for size, f in zip(self.row(image)["shape"], self.levels(image)[level], strict=True))
+        return stack[place[1], ts.newaxis, :y, :x] if is_label else stack[place[1], :, ts.newaxis, :y, :x]
+
+    def _open_folder(self, folder: Path) -> "ts.TensorStore":
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
         # nobody writes to a group once it has its name, so what was read once need not be checked again
         return ts.open(
             {**spec, "recheck_cached_metadata": False, "recheck_cached_data": False}, read=True, context=self._context
         ).result()
 
+    def _open_foreground(self, pack: str) -> tuple[np.ndarray, np.ndarray]:
+        """A pack's foreground rows, mapped, and where those of each image start."""
+        file = pack_folder(self.path, pack) / "foreground.npy"
+        count = int(self.index.loc[self.index["pack"] == pack, "pack_position"].max()) + 1
+        rows = np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else np.zeros((0, 5), np.int32)
+        return rows, np.searchsorted(rows[:, 0], np.arange(count + 1))
+
     def _check_images(self) -> None:
-        folder = self.path / "images"
-        present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        missing = [image for image in self.index.index if image_folder(self.path, image).name not in present]
+        """Check that the folder of every image is there, by two listings for all of them."""
+        parts = [self.path / part for part in ("images", "packs")]
+        present = {entry for part in parts if part.is_dir() for entry in part.iterdir()}
+        packs = self.index.get("pack", [None] * len(self.index))
+        folders = {
+            image: pack_folder(self.path, pack) if isinstance(pack, str) else image_folder(self.path, image)
+            for image, pack in zip(self.index.index, packs, strict=True)
+        }
+        missing = [image for image, folder in folders.items() if folder not in present]
         if missing:
             raise DataError(
                 self.path,
@@ -214,6 +249,11 @@ class Store:
 def image_folder(store: Path, image: str) -> Path:
     """Folder of an image's group."""
     return store / "images" / f"{image}.zarr"
+
+
+def pack_folder(store: Path, pack: str) -> Path:
+    """Folder of a pack."""
+    return store / "packs" / f"{pack}.zarr"
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from rich.markup import escape
 
 from prevox.config.runs import PredictConfig
 from prevox.console import console
+from prevox.data.encode import channel_statistics
 from prevox.data.place import Prepared, prepare_image
-from prevox.data.prepare import channel_statistics
 from prevox.data.quality import check_same_grid
 from prevox.data.readers import Header, is_picture, read_image, suffix_of, write_image, write_mask
 from prevox.data.restore import scores_to_source, to_source
@@ -69,8 +69,8 @@ class PredictResult:
 def predict(config: PredictConfig) -> PredictResult:
     """Segment images.
 
-    Masks go to `out` (RUN/predictions) as IMAGE.nii.gz (.nrrd, .mha, .png for such input) and replace older ones of the same
-    name; predictions.csv lists the masks of this call, failures.csv the images without.
+    Masks go to `out` (RUN/predictions) as IMAGE.nii.gz (.nrrd, .mha, .png for such input) and replace older ones of
+    that name; predictions.csv lists the masks of this call, failures.csv the images without.
 
     Raises:
         RunError: If the run cannot be used, masks cannot be written, or no image could be segmented.
