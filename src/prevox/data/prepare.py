@@ -18,7 +18,7 @@ import numpy as np
 from rich.markup import escape
 
 from prevox.config.data import PrepareConfig
-from prevox.console import console
+from prevox.console import console, warn
 from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
 from prevox.data.geometry import canonical_axes, spacing_of
 from prevox.data.group import read_attributes, update_attributes, write_image_group
@@ -167,6 +167,8 @@ def _spacing(config: PrepareConfig, rows: list[dict[str, Any]]) -> tuple[float, 
         return z, y, x
     if len(config.spacing) != 3:
         raise ConfigError(f"--spacing {config.spacing}: {len(config.spacing)} numbers; expected three (z y x), in mm.")
+    if silent := sum("no_geometry" in row["flags"] for row in rows):
+        warn(f"{silent} images say nothing of their geometry (no_geometry): --spacing takes what is assumed for them.")
     z, y, x = config.spacing
     return z, y, x
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from prevox.data.geometry import canonical_axes, reorient, spacing_of
-from prevox.data.readers import read_image
+from prevox.data.readers import is_picture, read_image
 from prevox.errors import DataError
 from prevox.reporting.folders import Run
 
@@ -116,8 +116,9 @@ def _locate(folder: Path, path: str) -> Path:
 
 
 def _canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """First channel of a file, (Z, Y, X), and its affine."""
+    """First channel of a file, (Z, Y, X), and its affine; of a picture, x runs to the left."""
     found = read_image(path)
     axes = canonical_axes(found.header.affine, found.header.shape_ijk)
     array_CZYX, affine = reorient(found.array_CIJK[:1], found.header.affine, *axes)
-    return array_CZYX[0], affine
+    # shown with the subject's right on the left; a picture does not say where that is, and is shown as it is
+    return array_CZYX[0, :, :, ::-1] if is_picture(path) else array_CZYX[0], affine
