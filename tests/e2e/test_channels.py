@@ -7,7 +7,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
+from prevox.data.store import Store
 from tests.e2e.conftest import FINETUNE, PRETRAIN, prevox
 
 pytestmark = pytest.mark.e2e
@@ -48,10 +50,23 @@ def brats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_channels_are_one_image_from_catalogue_to_scores(brats: Path, tmp_path: Path) -> None:
-    row = pd.read_parquet(brats / "c.parquet").iloc[0]
-    assert row["channels"] == 4
+    rows = pd.read_parquet(brats / "c.parquet").set_index("image")
+    assert list(rows.index) == [f"BRATS_{number:03d}" for number in range(6)]  # one image a case, not one a channel
+    assert set(rows["channels"]) == {4}
+    store = Store(brats / "store")
+    for image, row in store.index.iterrows():
+        source = np.asarray(nib.load(Path(row["root"]) / row["paths"][0]).dataobj)
+        stored = store.read(image, 0, tuple((0, size) for size in store.shape(image))).result()
+        assert len(stored) == 4
+        for channel, (slope, intercept) in enumerate(store.slope_intercept(image)):
+            voxels = source[::-1, ::-1, :, channel].T  # the file runs to the left and to the back
+            np.testing.assert_allclose(
+                stored[channel] * slope + intercept, voxels, rtol=1e-6, atol=slope * 0.51, err_msg=f"channel {channel}"
+            )
     words = ["--store", brats / "store", "--normalise.name", "zscore_nonzero"]
     prevox("pretrain", *words, *PRETRAIN, "--train.steps", 2, "--out", tmp_path / "mae")
+    (weights,) = (tmp_path / "mae").rglob("pretrained.safetensors")
+    assert load_file(weights)["patch_embed.weight"].shape[1] == 4 * 8**3  # one token sees all channels of its patch
     regions = ["--regions", "WT=1,2,3", "TC=2,3", "ET=3"]
     tune = ["--store", brats / "store", "--pretrained", tmp_path / "mae", *FINETUNE, *regions]
     tune += ["--decoder.features", 8, "--views.augment.affine", 0]

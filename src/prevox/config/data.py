@@ -13,11 +13,12 @@ class CatalogueConfig(Config):
     """Recognise what lies in folders of scans, print it as a table, write one row per image."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
-    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw; recognised by their content."""
+    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures; recognised by their content."""
     out: Path = Path("catalogue.parquet")
     """Parquet file to write."""
     table: Path | None = None
-    """CSV file with one row per case to join (subject, split, age ...); its case column is found by its values."""
+    """CSV file with one row per case to join (subject, split, age ...); its case column is found by its values. The
+    table of a folder of pictures is found by itself."""
     group: str | None = None
     """Column of --table that says which cases belong to one subject; splits never cut through a subject."""
     strict: bool = False

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from prevox.config.data import NormaliseConfig
@@ -112,6 +114,25 @@ def test_a_resampled_ball_comes_back_as_a_ball(tmp_path):
     assert 2 * (mask & ball).sum() / (mask.sum() + ball.sum()) > 0.96
     assert not mask[distance > 8 + 1.5].any()
     assert mask[distance < 8 - 1.5].all()
+
+
+@pytest.mark.parametrize(("suffix", "spacing"), [("png", None), ("jpg", None), ("png", (1.0, 0.5, 0.5))])
+def test_the_mask_of_a_picture_is_a_png_on_its_rows_and_columns(suffix, spacing, tmp_path):
+    y, x = np.indices((20, 31))
+    rows = np.where(y > 12, 200, 8 * x).astype(np.uint8)  # not symmetric
+    rows[:2] = 0  # cut away by the crop
+    Image.fromarray(rows).save(tmp_path / f"image.{suffix}", quality=100)
+    window = NormaliseConfig(name="window", window=(0, 255))
+    network = dataclasses.replace(loaded(size=(1, 8, 8), spacing=spacing), normalise=window)
+    case = Case("case", (tmp_path / f"image.{suffix}",), None)
+    predict_case(case, network, settings(probabilities=True), tmp_path, torch.device("cpu"))
+    mask = np.asarray(Image.open(tmp_path / "case.png"))
+    assert mask.shape == rows.shape
+    assert set(np.unique(mask)) == {0, 5}
+    assert ((mask == 5) != (rows > 127)).mean() <= (0 if suffix == "png" and spacing is None else 0.03)
+    probabilities = nib.load(tmp_path / "probabilities" / "case.nii.gz")
+    assert probabilities.shape == (31, 20, 1, 2)
+    assert np.array_equal(np.argmax(np.asarray(probabilities.dataobj), -1)[..., 0].T, mask > 0)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -3,10 +3,12 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from prevox.config.runs import ReportConfig
 from prevox.errors import RunError
@@ -133,6 +135,22 @@ def test_overlay_shows_the_largest_reference_slice_in_canonical_orientation(full
     assert np.array_equal(best.reference_YX, label_YX[::-1, ::-1])  # the file runs to the left and to the back
     # class 1: 4 · 6 · 2 voxels of 2 mm³, the prediction lacks half; class 2: 48, the prediction lacks a third
     assert best.volumes == {1: pytest.approx((0.096, 0.048)), 2: pytest.approx((0.096, 0.064))}
+
+
+def test_overlay_of_a_picture_is_the_picture(tmp_path):
+    rows = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
+    mask = (rows > 20).astype(np.uint8)
+    (tmp_path / "predictions").mkdir()
+    for name, array in (("picture", rows), ("predictions/mask", mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    row = {"image": "a", "file": "mask.png", "source": str(tmp_path / "picture.png"), "label": "mask.png"}
+    run = SimpleNamespace(predictions=pd.DataFrame([row]), path=tmp_path)
+    ((shown,), problems) = overlays(run, pd.Series({"a": 0.5}))
+    assert problems == []
+    # the report draws rows and columns from the end (anterior up, the subject's right on the left)
+    assert (shown.image_YX[::-1, ::-1] == rows).all()
+    assert (shown.reference_YX[::-1, ::-1] == mask).all()
+    assert (shown.prediction_YX[::-1, ::-1] == mask).all()
 
 
 def test_long_curves_are_averaged_down():
