@@ -1,10 +1,12 @@
 """Packs of slices: the same as images prepared one by one, in few files, and as safe."""
 
 import json
+import os
 import pickle
 import platform
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +19,7 @@ from prevox.config.data import CatalogueConfig, PrepareConfig
 from prevox.data import pack as module
 from prevox.data.catalogue import catalogue
 from prevox.data.dataset import ViewLoader
-from prevox.data.encode import Case
+from prevox.data.encode import Case, encode_case
 from prevox.data.group import image_levels, label_levels, pyramid_factors
 from prevox.data.pack import plan
 from prevox.data.place import PrepareSettings, prepare_image
@@ -206,20 +208,32 @@ def test_changed_rows_are_taken_over_without_a_voxel(six):
     assert [contents(pack / "0") for pack in sorted((six / "store" / "packs").iterdir())] == voxels
 
 
-def test_broken_picture_is_quarantined_alone(tmp_path):
-    for number in range(5):
+def encode_or_die(case, settings):
+    """`encode_case`, but one picture kills the process that reads it."""
+    if case.image == "p3":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode_case(case, settings)
+
+
+def test_broken_and_killing_pictures_are_quarantined_alone(tmp_path, monkeypatch):
+    for number in range(6):
         save(tmp_path / "scans" / f"p{number}.png", picture(number))
     catalogue(CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet"))
     whole_file = (tmp_path / "scans" / "p2.png").read_bytes()
     (tmp_path / "scans" / "p2.png").write_bytes(whole_file[:70])
-    settings = PrepareConfig(catalogue=tmp_path / "c.parquet", out=tmp_path / "store", workers=2)
-    result = prepare(settings)
-    assert [image for image, _ in result.failures] == ["p2"]
-    assert list(packs(tmp_path).values()) == [["p0", "p1", "p3", "p4"]]
-    assert list(Store(tmp_path / "store").index.index) == ["p0", "p1", "p3", "p4"]
+    settings = {"catalogue": tmp_path / "c.parquet", "out": tmp_path / "store"}
+    with monkeypatch.context() as patch:
+        patch.setattr("prevox.data.prepare.encode_case", encode_or_die)
+        result = prepare(PrepareConfig(**settings, workers=2))
+    reasons = dict(result.failures)
+    assert sorted(reasons) == ["p2", "p3"]
+    assert "cannot be read" in reasons["p2"]
+    assert "died twice" in reasons["p3"]
+    assert list(packs(tmp_path).values()) == [["p0", "p1", "p4", "p5"]]
+    assert list(Store(tmp_path / "store").index.index) == ["p0", "p1", "p4", "p5"]
     (tmp_path / "scans" / "p2.png").write_bytes(whole_file)
-    assert prepare(settings).prepared == 1
-    assert len(Store(tmp_path / "store").index) == 5
+    assert prepare(PrepareConfig(**settings, workers=1)).prepared == 2
+    assert len(Store(tmp_path / "store").index) == 6
 
 
 def test_a_picture_that_is_broken_now_leaves_the_store(six):
