@@ -137,7 +137,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def attend(self, x_BND: Tensor, first: int = 0) -> Tensor:
-        """Multi-head self-attention over (B, N, D) tokens, from the view of those from `first` on: (B, N − first, D)."""
+        """Multi-head self-attention over (B, N, D) tokens, asked by those from `first` on: (B, N − first, D)."""
         batch, n, width = x_BND.shape
         if first == 0:
             heads = self.qkv(x_BND).view(batch, n, 3, self.heads, width // self.heads)

@@ -1,31 +1,26 @@
-"""PNG and JPEG through SimpleITK: a picture is one slice, its rows from top to bottom, without geometry.
+"""PNG and JPEG through Pillow: a picture is one slice, its rows from top to bottom, without geometry.
 
 A picture says nothing about place and size: 1 mm is assumed (flag `no_geometry`), the first array axis runs along its
 columns, left to right, the second along its rows. Its y axis is taken to run upwards, as it does in all that Prevox
 shows of volumes, so prepared rows run from the picture's bottom to its top; masks come back on the picture's own rows.
 
 Colours of equal value are one grey channel, exactly. Transparency is dropped, and flagged `alpha` unless it is the same
-everywhere. Values stay as they are stored: 0 to 255, or to 65535 with 16 bits; of 1, 2 and 4 bits PNG means 0 to 255.
+everywhere. Values stay as they are stored: 0 to 255, or to 65535 with 16 bits; of 1, 2 and 4 bits PNG means 0 to 255. A
+JPEG is turned as its orientation tag says.
 """
 
-import struct
-import tempfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
 
 from prevox.data.readers.base import Header, Image, unreadable
 from prevox.errors import DataError
 
 _AFFINE = np.diag([1.0, -1.0, 1.0, 1.0])  # columns to the right, rows downwards
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _GREY_ALPHA, _RGBA = 0, 4, 6  # PNG colour types
-_END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"  # JPEG markers
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
+_KEPT = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")  # modes whose arrays are the stored values
+_BITS, _COLOUR = 24, 25  # bytes of a PNG file that say how deep a value is, and how many a pixel has (0: grey)
 
 
 def read_header(path: Path) -> Header:
@@ -34,14 +29,20 @@ def read_header(path: Path) -> Header:
 
 
 def read_image(path: Path) -> Image:
-    """Read the pixels as (C, columns, rows, 1): one channel if the picture is grey, else red, green and blue."""
+    """Read the pixels as (C, columns, rows, 1): one channel if the picture is grey, else red, green and blue.
+
+    Raises:
+        DataError: If the file cannot be read whole, or is a PNG with several values of 16 bits in a pixel.
+    """
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     try:
-        if path.suffix.lower() == ".png":
-            array_YXC = _read_png(path)
-        else:
-            _check_jpeg(path)
-            array_YXC = _decode(path, "JPEGImageIO")
-    except (RuntimeError, struct.error, OSError) as error:
+        if kind == "PNG":
+            _check_depth(path)
+        with Pillow.open(path, formats=(kind,)) as picture:
+            array_YXC = _pixels(picture)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
         raise unreadable(path, error) from None
     flags = ["no_geometry"]
     if array_YXC.shape[-1] in (2, 4):
@@ -57,6 +58,30 @@ def read_image(path: Path) -> Image:
     return Image(array_CIJK, header)
 
 
+def _pixels(picture: Pillow.Image) -> np.ndarray:
+    """Stored values (rows, columns, components)."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode not in _KEPT:  # palettes, single bits, CMYK
+        grey = picture.mode == "1"
+        picture = picture.convert("L" if grey else "RGBA" if "transparency" in picture.info else "RGB")
+    array = np.asarray(picture)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _check_depth(path: Path) -> None:
+    """Refuse what Pillow would halve to 8 bits."""
+    with path.open("rb") as file:
+        start = file.read(_COLOUR + 1)
+    if len(start) > _COLOUR and start[_BITS] == 16 and start[_COLOUR] != 0:
+        raise DataError(
+            path,
+            found="a PNG with several values of 16 bits in a pixel",
+            expected="grey with up to 16 bits, or colours with 8",
+            remedy="Save it as 16-bit grey without transparency if it is grey, else with 8 bits.",
+        )
+
+
 def write_image(path: Path, array: np.ndarray, like: Header) -> None:
     """Write a label map (I, J, 1) as a grey PNG of 8 or 16 bits.
 
@@ -70,60 +95,4 @@ def write_image(path: Path, array: np.ndarray, like: Header) -> None:
             expected="one slice of whole numbers from 0 to 65535, which is what a PNG can hold",
             remedy="Write .nii.gz instead.",
         )
-    sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(array[..., 0].T)), str(path))
-
-
-def _decode(path: Path, io: str) -> np.ndarray:
-    """Pixels (rows, columns, components)."""
-    array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=io))
-    return array if array.ndim == 3 else array[..., None]
-
-
-def _check_jpeg(path: Path) -> None:
-    """Tell a truncated file, whose missing part the decoder would fill with grey: its last scan has no end."""
-    data = path.read_bytes()
-    if data.rfind(_END_OF_IMAGE) <= data.rfind(_START_OF_SCAN):
-        raise RuntimeError("it ends within the image")
-
-
-def _read_png(path: Path) -> np.ndarray:
-    """Pixels of a PNG (rows, columns, components).
-
-    SimpleITK refuses grey with transparency, so such a file is decoded from a copy that is called by another name. The
-    bytes of 8-bit grey and alpha are those of 16-bit grey, those of 16-bit grey and alpha are those of 8-bit RGBA, and
-    the filters, which work on bytes, are the same.
-    """
-    data = path.read_bytes()
-    chunks = list(_chunks(data))
-    if not chunks or chunks[0][0] != b"IHDR":
-        raise RuntimeError("no PNG")
-    size, bits, colour, rest = struct.unpack(">8sBB3s", chunks[0][1])
-    transparent = any(name == b"tRNS" for name, _ in chunks)
-    if colour != _GREY_ALPHA and not (colour == _GREY and transparent):
-        return _decode(path, "PNGImageIO")
-    called = {(_GREY_ALPHA, 8): (16, _GREY), (_GREY_ALPHA, 16): (8, _RGBA)}.get((colour, bits), (bits, colour))
-    header = struct.pack(">8sBB3s", size, *called, rest)
-    kept = [(b"IHDR", header), *((name, body) for name, body in chunks[1:] if name in (b"IDAT", b"IEND"))]
-    with tempfile.TemporaryDirectory(prefix="prevox-") as folder:
-        copy = Path(folder, "copy.png")
-        copy.write_bytes(_SIGNATURE + b"".join(_chunk(name, body) for name, body in kept))
-        array_YXC = _decode(copy, "PNGImageIO")
-    if colour == _GREY:
-        return array_YXC  # one value was transparent: nothing is lost
-    if bits == 8:
-        return np.concatenate([array_YXC >> 8, array_YXC & 255], axis=-1).astype(np.uint8)
-    high, low = array_YXC[..., 0::2].astype(np.uint16), array_YXC[..., 1::2]
-    return high << 8 | low
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and body of each chunk of a PNG file; nothing for a file that is none."""
-    place = len(_SIGNATURE)
-    while data.startswith(_SIGNATURE) and place + 12 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, place)
-        yield name, data[place + 8 : place + 8 + length]
-        place += 12 + length
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I4s", len(body), name) + body + struct.pack(">I", zlib.crc32(name + body))
+    Pillow.fromarray(np.ascontiguousarray(array[..., 0].T)).save(path)
