@@ -82,7 +82,9 @@ def schema_of(verb: str, settings: Mapping[str, Any]) -> Any:
     schema = load(VERBS[verb].schema)
     if verb != "pretrain":
         return schema
-    names = {part: (settings.get(part) or {}).get("name") for part in ("method", "model")}
+    from prevox.config.base import section
+
+    names = {part: section(settings, part).get("name") for part in ("method", "model")}
     return schema(**{part: name for part, name in names.items() if name})
 
 
@@ -97,7 +99,8 @@ def run(verb: str, settings: Mapping[str, Any]) -> Any:
     merged = dict(settings)
     if verb in WITH_RECIPE and merged.get("recipe"):
         merged = over_recipe(load_recipe(verb, str(merged["recipe"])), merged)
-    config = schema_of(verb, merged).parse(merged, source="settings")
+    source = f"settings with recipe {merged['recipe']}" if merged.get("recipe") else "settings"
+    config = schema_of(verb, merged).parse(merged, source)
     return load(VERBS[verb].function)(config)
 
 

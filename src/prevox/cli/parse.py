@@ -13,6 +13,8 @@ import tyro
 from pydantic import BaseModel, Field, create_model
 from pydantic_core import PydanticUndefined
 
+from prevox.config.base import section
+
 
 def peek(args: Sequence[str], flag: str) -> str | None:
     """The value of --flag (its words joined by - or _) without parsing the rest."""
@@ -46,7 +48,7 @@ def _loose(schema: type[BaseModel], defaults: Mapping[str, Any], optional: bool 
     for name, field in schema.model_fields.items():
         nested, may_be_none = _nested(field.annotation)
         if nested is not None:
-            inner = _loose(nested, defaults.get(name) or {}, optional or may_be_none)
+            inner = _loose(nested, section(defaults, name), optional or may_be_none)
             fields[name] = (inner, Field(default_factory=inner, description=_first_line(nested)))
             continue
         kind: Any = field.annotation

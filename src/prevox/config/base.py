@@ -41,9 +41,15 @@ class Config(BaseModel):
 def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str:
     """Turn pydantic's report into one line per key: where, found, expected, what to do."""
     known = list(keys_of(schema))
-    lines = []
+    problems: dict[str, list[Any]] = {}
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
+        problems.setdefault(_key_of(problem, known), []).append(problem)
+    lines = []
+    for key, found in problems.items():
+        deepest = max(len(problem["loc"]) for problem in found)  # of a choice of types, the one that came nearest
+        found = [problem for problem in found if len(problem["loc"]) == deepest]
+        problem, messages = found[0], [problem["msg"].removeprefix("Value error, ") for problem in found]
+        message = "; or ".join(dict.fromkeys(messages))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -51,12 +57,21 @@ def explain(error: ValidationError, schema: type[BaseModel], source: str) -> str
             lines.append(f"{source}: unknown key '{key}'. {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: '{key}' is required and was not given.")
+        elif problem["type"] == "too_short":
+            lines.append(f"{source}: '{key}' has {problem['ctx']['actual_length']} values; give one at least.")
         elif isinstance(problem["input"], Mapping | BaseModel):  # a rule between keys: the message says which
-            lines.append(f"{source}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}.")
+            lines.append(f"{source}: {key + ': ' if key else ''}{message}.")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{source}: '{key}' is {problem['input']!r}. {message}.")
     return "\n".join(lines)
+
+
+def _key_of(problem: Any, known: list[str]) -> str:
+    """Dotted key of a problem, without the names that pydantic gives to the branches of a choice of types."""
+    parts = [str(part) for part in problem["loc"]]
+    if problem["type"] in ("extra_forbidden", "missing"):
+        return ".".join(parts)
+    return next((key for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in known), ".".join(parts))
 
 
 def keys_of(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -75,14 +90,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file is missing, is not YAML, or holds something other than a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give an existing YAML file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: found bytes that are no UTF-8 text; expected YAML. Give a text file.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace('"<unicode string>", ', "")
+        tab = " YAML is indented with spaces, never with tabs." if "'\\t'" in reason else ""
+        raise ConfigError(f"{path}: not valid YAML: {reason}.{tab} Correct that line.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: found {type(content).__name__}; expected a mapping of keys to values.")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: found {found}; expected keys with values, such as `train: {{steps: 1000}}`.")
     return content
+
+
+def section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The settings below one key; empty where there are none.
+
+    Raises:
+        ConfigError: If the key has a plain value instead.
+    """
+    found = settings.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(
+            f"'{name}' is {found!r}; expected keys below it. Write `{name}: {{KEY: value}}`, or --{name}.KEY value on "
+            "the command line."
+        )
+    return found or {}
 
 
 def write_yaml(path: Path, settings: Mapping[str, Any], header: str = "") -> None:
@@ -128,8 +163,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def over_recipe(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings over a recipe: they win, and a length in steps replaces one in epochs and the other way round."""
-    train = settings.get("train") or {}
+    train = section(settings, "train")
     other = {"steps": "epochs", "epochs": "steps"}
     dropped = {other[key] for key in other if train.get(key) is not None}
-    kept = {key: value for key, value in (recipe.get("train") or {}).items() if key not in dropped}
+    kept = {key: value for key, value in section(recipe, "train").items() if key not in dropped}
     return merge({**recipe, "train": kept}, {key: value for key, value in settings.items() if value is not None})

@@ -25,7 +25,7 @@ from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.layouts import Entry, recognise, refuse_duplicates
 from prevox.data.layouts.pictures import refuse_unlisted
-from prevox.data.quality import check_same_grid, flags_of, label_values_of, statistics_of
+from prevox.data.quality import MANY_VALUES, check_channels, check_same_grid, flags_of, label_values_of, statistics_of
 from prevox.data.readers import Image, read_image, suffix_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import writable_folder
@@ -111,7 +111,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     """
     remedy = "Write one with `prevox catalogue FOLDER`."
     if not path.is_file():
-        raise DataError(path, found="no such file", expected="a catalogue (parquet)", remedy=remedy)
+        found = "a folder" if path.is_dir() else "no such file"
+        raise DataError(path, found=found, expected="a catalogue (parquet)", remedy=remedy)
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -203,11 +204,13 @@ def _row(entry: Entry) -> dict[str, Any]:
     header = images[0].header
     for other in images[1:]:
         check_same_grid(header, other.header, "a channel")
+    check_channels(entry.paths[0], sum(len(image.array_CIJK) for image in images), entry.channels)
     array = images[0].array_CIJK if len(images) == 1 else np.concatenate([image.array_CIJK for image in images])
     statistics = statistics_of(array)
     if np.isnan(statistics.mean):
         raise DataError(entry.paths[0], found="no finite voxel", expected="numbers", remedy="Export it again.")
     flags = flags_of(header, statistics)
+    digests = [_digest(image) for image in images]
     label_values, label_hash = None, ""
     if entry.label is None:
         flags.append("no_label")
@@ -216,9 +219,18 @@ def _row(entry: Entry) -> dict[str, Any]:
         check_same_grid(header, label.header, "a label map")
         label_values = label_values_of(label, entry.class_names)
         label_hash = _digest(label)
+        if label_hash in digests:
+            raise DataError(
+                entry.label,
+                found=f"the same file as the image {entry.paths[digests.index(label_hash)]}",
+                expected="a label map",
+                remedy="Put the image's label map there, or take the file out of the labels.",
+            )
         if not label_values:
             flags.append("empty_label")
-    image_hash = hashlib.sha256("".join(_digest(image) for image in images).encode()).hexdigest()
+        if entry.class_names is None and len(label_values) > MANY_VALUES:
+            flags.append("many_values")
+    image_hash = hashlib.sha256("".join(digests).encode()).hexdigest()
     identity = {
         "image": entry.image,
         "collection": entry.collection,

@@ -9,8 +9,9 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from prevox.console import console
+from prevox.console import console, warn
 from prevox.data.join import describe_table
+from prevox.data.quality import ADVICE
 
 _REGIME_GAP = 3.0  # a factor without any image in between separates two regimes of intensity
 _SHOWN_FAILURES = 5
@@ -34,12 +35,22 @@ def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], pa
             console.print(
                 f"{name}: {regimes} regimes of intensity; normalise each image by itself, not by a fixed window"
             )
+    _print_advice(table)
     for image, reason in failures[:_SHOWN_FAILURES]:
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
     if failures:
         more = f", {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
         console.print(f"[red]{len(failures)} left out[/red]{more}; all reasons: {escape(str(reasons))}")
     console.print(f"{len(table)} images in {escape(str(path))}")
+
+
+def _print_advice(table: pd.DataFrame) -> None:
+    """Say for each kind of flag that needs attention which images have it, what it means and what to do."""
+    for flag, meaning in ADVICE.items():
+        images = [str(image) for image, flags in zip(table["image"], table["flags"], strict=True) if flag in flags]
+        if images:
+            few = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+            warn(f"{flag}: {len(images)} image{'s' * (len(images) > 1)} ({few}): {meaning}")
 
 
 def print_hint(root: Path, images: Sequence[str]) -> None:

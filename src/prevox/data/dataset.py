@@ -17,7 +17,7 @@ import torch
 
 from prevox.config.data import NormaliseConfig
 from prevox.data.sampler import Box, Sampler, crop_box, foreground_centre, generator, scaled_box
-from prevox.data.store import Store
+from prevox.data.store import Store, unreadable_voxels
 from prevox.errors import DataError
 from prevox.task import Batch, ViewGroup, Views, ViewSpec
 from prevox.views.normalise import normalise
@@ -175,16 +175,33 @@ class ViewLoader:
         inside, level, window = level_window(self.store, image, box, group.size3)
         return _Reads(box, inside, self.store.read(image, level, inside), None, window)
 
+    def _read(self, future: Any, image: str) -> np.ndarray:
+        """Wait for one read.
+
+        Raises:
+            DataError: If the image's group is damaged.
+        """
+        try:
+            voxels: np.ndarray = future.result()
+        except ValueError as error:  # what tensorstore raises
+            raise unreadable_voxels(self.store.folder(image), error) from None
+        return voxels
+
     def _collect(self, rows: list[tuple[int, str, dict[str, list[_Reads]]]], number: int) -> RawBatch:
         """Wait for the reads of one batch and lay them into arrays."""
         groups = {}
         images = [image for _, image, _ in rows]
         for name, group in self.spec.items():
             reads = [read for _, _, found in rows for read in found[name]]
-            shapes = [self._shapes[image] for image in images for _ in range(group.count)]
             began = perf_counter()
-            voxels = [read.voxels.result() for read in reads]
-            labels = [read.label.result() for read in reads] if group.labels else None
+            owners = [image for image in images for _ in range(group.count)]
+            shapes = [self._shapes[image] for image in owners]
+            voxels = [self._read(read.voxels, image) for read, image in zip(reads, owners, strict=True)]
+            labels = (
+                [self._read(read.label, image) for read, image in zip(reads, owners, strict=True)]
+                if group.labels
+                else None
+            )
             self.waited += perf_counter() - began
             boxes, windows = [read.box for read in reads], [read.window for read in reads if read.window is not None]
             if windows:

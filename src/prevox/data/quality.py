@@ -1,5 +1,6 @@
 """Statistics of voxels, quality flags, and the checks that a label map must pass before it is believed."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,30 @@ from prevox.data.readers import Header, Image, suffix_of
 from prevox.errors import DataError
 
 TINY = 8  # voxels; a shorter axis is flagged
+MOST_CHANNELS = 16  # on a 4th axis that no dataset.json describes; more of them are a series
+FEW_VALUES = 16  # whole numbers from 0 to this at most: perhaps a label map
+MANY_VALUES = 256  # of a label map without names; more of them are perhaps an image
+SHEARED = 0.02  # cosine between two axes, about 1 degree off a right angle
 _CHUNK = 1 << 20  # voxels that are turned into float64 at a time
 _GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image's
+
+
+ADVICE = {  # flag to what it means and what to do; flags that need no action are not here
+    "constant": "all voxels are equal, so nothing can be learnt from them (normalised, they are 0). Take them out.",
+    "nan": "some voxels are NaN or infinite: `prepare` leaves these images out. Set them to the background's value.",
+    "few_values": "whole numbers from 0 to 16 at most, as label maps have them. If they are label maps, put them into "
+    "labels/ beside images/.",
+    "many_values": "a label map of more than 256 values without names, as images have them. Check that image and label "
+    "are not exchanged.",
+    "duplicate_image": "the same file under several ids. Keep one, or give them one subject (--table, --group), lest a "
+    "split put the copies on both sides.",
+    "duplicate_label": "label maps that are copies of each other: at most one fits its image, unless the images are "
+    "registered to each other. Compare them, and take the wrong one out.",
+    "no_geometry": "neither qform nor sform: left and right are a guess. Restore the orientation from the source.",
+    "negative_size": "a negative voxel size: its magnitude is taken. Check left and right, and repair the header.",
+    "sheared": "axes that are not at right angles (gantry tilt): they are kept as they are, but distances in mm are "
+    "exact for right angles only. Resample to right angles if they matter.",
+}
 
 
 class Statistics(NamedTuple):
@@ -45,7 +68,7 @@ def statistics_of(array: np.ndarray) -> Statistics:
 
 
 def flags_of(header: Header, statistics: Statistics) -> list[str]:
-    """Name what is odd about an image: `constant`, `nan` (or infinite), `tiny`, and the header's own flags."""
+    """Name what is odd about an image (`ADVICE` says what it means), beginning with the header's own flags."""
     flags = list(header.flags)
     if statistics.minimum == statistics.maximum:
         flags.append("constant")
@@ -54,7 +77,41 @@ def flags_of(header: Header, statistics: Statistics) -> list[str]:
     axes = header.shape_ijk[:2] if header.shape_ijk[2] == 1 else header.shape_ijk
     if min(axes) < TINY:
         flags.append("tiny")
+    if np.dtype(header.dtype).kind in "bui" and statistics.minimum == 0 and 0 < statistics.maximum <= FEW_VALUES:
+        flags.append("few_values")
+    directions = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
+    if np.abs(directions.T @ directions - np.eye(3)).max() > SHEARED:
+        flags.append("sheared")
     return flags
+
+
+def check_channels(path: Path, channels: int, said: int | None) -> None:
+    """Check that an image has the channels that its dataset says, or so few that they can be channels.
+
+    Args:
+        path: First file of the image.
+        channels: Number in the files.
+        said: Number in dataset.json; None where there is none.
+
+    Raises:
+        DataError: If it has others, or a whole series.
+    """
+    if said is not None and channels != said:
+        raise DataError(
+            path,
+            found=f"{channels} channel(s)",
+            expected=f"{said}, as dataset.json names them",
+            remedy="Correct `modality` or `channel_names` in dataset.json, or split a 4D file into one image for each "
+            "of its volumes.",
+        )
+    if said is None and channels > MOST_CHANNELS:
+        raise DataError(
+            path,
+            found=f"{channels} volumes on a 4th axis",
+            expected=f"a 3D image, or at most {MOST_CHANNELS} channels",
+            remedy="Split a time series into one 3D file for each volume (or take its mean); if these are channels, "
+            "name them in a dataset.json.",
+        )
 
 
 def check_same_grid(header: Header, other: Header, what: str) -> None:
@@ -102,7 +159,7 @@ def label_values_of(label: Image, class_names: dict[int, str] | None) -> list[in
             path,
             found=f"a label map of {array.shape[0]} channels",
             expected="one channel",
-            remedy="Give each colour a number, and save these as grey values." if array.shape[0] == 3 else "",
+            remedy="Merge the channels into one map of label values (a number for each colour).",
         )
     values = _unique(array)
     whole = np.isfinite(values) & (values == np.round(values)) & (values >= 0)

@@ -82,6 +82,7 @@ def labelled_subset(index: pd.DataFrame, images: Sequence[str], labels: int, see
             "--labels",
             found=f"{labels}, but only {len(unique)} training subjects have a label",
             expected=f"at most {len(unique)}",
+            remedy="Give fewer, or leave --labels out to take all.",
         )
     order = np.random.default_rng(seed).permutation(len(unique))
     chosen = {unique[position] for position in order[:labels]}
@@ -104,7 +105,12 @@ def _read_column(index: pd.DataFrame, column: str) -> dict[str, str]:
     sides = index[column].astype(str).str.strip()
     wrong = sorted(set(sides) - set(_SIDES))
     if wrong:
-        raise DataError(f"split column '{column}'", found=f"values {wrong[:5]}", expected=f"only {', '.join(_SIDES)}")
+        raise DataError(
+            f"split column '{column}'",
+            found=f"values {wrong[:5]}",
+            expected=f"only {', '.join(_SIDES)}",
+            remedy="Name another column (--split.column), or correct the table and join it anew.",
+        )
     per_subject = sides.groupby(index["subject"].astype(str).to_numpy()).agg(lambda values: sorted(set(values)))
     for subject, found in per_subject.items():
         if len(found) > 1:
@@ -115,5 +121,10 @@ def _read_column(index: pd.DataFrame, column: str) -> dict[str, str]:
                 remedy="Correct the table, or the subjects (--group).",
             )
     if "train" not in set(sides):
-        raise DataError(f"split column '{column}'", found="no training image", expected="at least one 'train'")
+        raise DataError(
+            f"split column '{column}'",
+            found="no training image",
+            expected="at least one 'train'",
+            remedy="Correct the table.",
+        )
     return {str(subject): found[0] for subject, found in per_subject.items()}

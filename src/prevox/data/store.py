@@ -63,7 +63,15 @@ class Store:
                 expected="a finished store",
                 remedy="`prevox prepare` was killed, or no image could be prepared (failures.csv): run it again.",
             )
-        self.index: pd.DataFrame = pd.read_parquet(index_file).set_index("image")
+        try:
+            self.index: pd.DataFrame = pd.read_parquet(index_file).set_index("image")
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                index_file,
+                found=f"no index of a store ({' '.join(str(error).split())[:200]})",
+                expected="the Parquet file that `prevox prepare` wrote",
+                remedy="Run `prevox prepare` again: it writes the index anew and keeps the images.",
+            ) from None
         self._check_images()
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._array = functools.lru_cache(_OPEN_ARRAYS)(self._open)
@@ -192,11 +200,16 @@ class Store:
         pack = row.get("pack")  # stores of earlier versions have no such column
         return (pack, int(row["pack_position"])) if isinstance(pack, str) else None
 
+    def folder(self, image: str) -> Path:
+        """Folder of the image's group, or of the pack that holds it."""
+        place = self._place(image)
+        return image_folder(self.path, image) if place is None else pack_folder(self.path, place[0])
+
     def _open(self, image: str, array: str) -> "ts.TensorStore":
         """(C, z, y, x), or (z, y, x) for labels."""
         place = self._place(image)
         level, is_label = int(array.rpartition("/")[2]), array.startswith("labels/")
-        folder = image_folder(self.path, image) if place is None else pack_folder(self.path, place[0])
+        folder = self.folder(image)
         no_label = is_label and not self.has_label(image)
         if no_label or level >= len(self.levels(image)) or not (folder / array / "zarr.json").is_file():
             raise DataError(
@@ -207,6 +220,8 @@ class Store:
                 if no_label
                 else "If the level should be there, remove the folder and run `prevox prepare`.",
             )
+        if array == "0" and not (folder / "0/c/0/0/0/0").is_file() and self._has_contrast(image):
+            raise unreadable_voxels(folder, "the file of voxels is missing")  # would be read as zeros
         if place is None:
             return self._open_folder(folder / array)
         stack = self._pack_array(folder / array)
@@ -216,9 +231,18 @@ class Store:
     def _open_folder(self, folder: Path) -> "ts.TensorStore":
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
         # nobody writes to a group once it has its name, so what was read once need not be checked again
-        return ts.open(
-            {**spec, "recheck_cached_metadata": False, "recheck_cached_data": False}, read=True, context=self._context
-        ).result()
+        try:
+            return ts.open(
+                {**spec, "recheck_cached_metadata": False, "recheck_cached_data": False},
+                read=True,
+                context=self._context,
+            ).result()
+        except ValueError as error:
+            raise unreadable_voxels(folder, error) from None
+
+    def _has_contrast(self, image: str) -> bool:
+        """Whether some stored voxel is not 0; an array of zeros has no file."""
+        return any(channel["minimum"] < channel["maximum"] for channel in self.statistics(image))
 
     def _open_foreground(self, pack: str) -> tuple[np.ndarray, np.ndarray]:
         """A pack's foreground rows, mapped, and where those of each image start."""
@@ -246,6 +270,16 @@ class Store:
             )
 
 
+def unreadable_voxels(folder: Path, reason: object) -> DataError:
+    """The error for a damaged image or pack: a copy that was cut short, a disk that fails, a lost file."""
+    return DataError(
+        folder,
+        found=f"voxels that cannot be read ({' '.join(str(reason).split())[:300]})",
+        expected="the folder as `prevox prepare` wrote it",
+        remedy="Remove this folder and run `prevox prepare` again: it writes what is missing.",
+    )
+
+
 def image_folder(store: Path, image: str) -> Path:
     """Folder of an image's group."""
     return store / "images" / f"{image}.zarr"
@@ -264,7 +298,8 @@ def read_info(path: Path) -> dict[str, Any]:
     """
     remedy = "Give the folder that `prevox prepare --out` wrote."
     if not path.is_dir():
-        raise DataError(path, found="no such folder", expected="a store", remedy=remedy)
+        found = "a file" if path.is_file() else "no such folder"
+        raise DataError(path, found=found, expected="a store", remedy=remedy)
     try:
         info = json.loads((path / "store.json").read_text())
         schema = int(info["schema"])

@@ -17,6 +17,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prevox.config.base import read_yaml
 from prevox.console import console
 from prevox.errors import ConfigError, RunError
 from prevox.models.positions import interpolate
@@ -191,7 +192,7 @@ def checkpoint_file(path: Path, name: str) -> Path:
         name: Name of the file within the checkpoint.
 
     Raises:
-        RunError: If there is none; what was looked for is named.
+        RunError: If there is none; what was looked for and what is there instead is named.
     """
     if path.is_file():
         return path
@@ -201,8 +202,11 @@ def checkpoint_file(path: Path, name: str) -> Path:
     for step in sorted(steps, reverse=True):
         if (steps[step] / name).is_file():
             return steps[step] / name
+    wanted = "prevox pretrain" if name == WEIGHTS else "prevox finetune"
     found = "does not exist" if not path.exists() else f"has neither {name} nor checkpoints/step_*/{name}"
-    raise RunError(f"{path}: {found}. Give a run folder with at least one checkpoint.")
+    if (path / "config.yaml").is_file():
+        found += f"; it is a run of `prevox {read_yaml(path / 'config.yaml').get('verb')}`"
+    raise RunError(f"{path}: {found}. Give a run folder of `{wanted}` with at least one checkpoint.")
 
 
 _STEP = re.compile(r"step_(\d+)$")

@@ -98,6 +98,11 @@ def environment(store_hash: str) -> dict[str, Any]:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    if old.get("verb") != new["verb"]:
+        raise ConfigError(
+            f"{out}: is a run of `prevox {old.get('verb')}`; `prevox {new['verb']}` cannot go on with it. Choose "
+            "another --out."
+        )
     before, now = dict(_flat(old)), dict(_flat(new))
     changed = [
         f"{key}: the run has {before.get(key)!r}, this call {now.get(key)!r}"

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prevox.config.runs import RunConfig
 from prevox.console import console
+from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
 from prevox.train.optim import count_parameters
@@ -47,6 +48,7 @@ def train_run(
         return RunResult(run, finished=True, seconds=0.0)
     engine.accelerator.wait_for_everyone()  # all processes have looked before the main one writes
     if engine.main:
+        writable_folder(run)
         (run / "summary.json").unlink(missing_ok=True)  # it speaks of an earlier attempt
         described = {"split.json": split, "environment.json": environment(str(job.store.info["hash"]))}
         write_run(config, verb, described | (files or {}))

@@ -3,6 +3,7 @@
 A layout is a module with `recognise(root) -> list[Entry] | None`; the first that answers is taken.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from prevox.console import warn
@@ -37,11 +38,18 @@ def recognise(path: Path) -> list[Entry]:
     if not entries:
         raise DataError(
             path,
-            found="no image",
+            found=f"no image{_other_files(path)}",
             expected=f"files ending in {', '.join(SUFFIXES)}, at any depth, or a dataset.json (MSD or nnU-Net)",
-            remedy="Check the path; hidden files are skipped.",
+            remedy="Check the path; hidden files are skipped. DICOM series become NIfTI files with dcm2niix.",
         )
     return entries
+
+
+def _other_files(path: Path) -> str:
+    """The kinds of files that a folder without images holds."""
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in path.rglob("*") if file.is_file())
+    counted = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common(4))
+    return f" ({counted})" if counted else " (no file at all)"
 
 
 def _first(root: Path) -> list[Entry]:

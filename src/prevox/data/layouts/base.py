@@ -33,6 +33,7 @@ class Entry:
         dataset: The folder's name.
         problem: Why this image cannot be used (a listed file is missing); None if nothing speaks against it.
         table: CSV file that describes the images of this layout; None where there is none.
+        channels: Number of channels that dataset.json names; None where it names none.
     """
 
     image: str
@@ -47,6 +48,7 @@ class Entry:
     dataset: str
     problem: DataError | None = None
     table: Path | None = None
+    channels: int | None = None
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

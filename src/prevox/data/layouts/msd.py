@@ -26,7 +26,8 @@ def recognise(root: Path) -> list[Entry] | None:
     pairs = _listed(root, description)
     if not pairs or _is_nnunet_1(pairs[0][0][0]):
         return None
-    modality = ",".join(channel_names_of(description, root / "dataset.json").values()) or None
+    channels = channel_names_of(description, root / "dataset.json")
+    modality = ",".join(channels.values()) or None
     class_names = class_names_of(description.get("labels"), root / "dataset.json")
     entries = []
     for paths, label in pairs:
@@ -44,6 +45,7 @@ def recognise(root: Path) -> list[Entry] | None:
                 collection=str(description.get("name") or root.name),
                 dataset=root.name,
                 problem=missing_files(image, [*paths, *([label] if label else [])]),
+                channels=len(channels) or None,
             )
         )
     refuse_duplicates(entries, "Rename one of the two files and its line in dataset.json.")

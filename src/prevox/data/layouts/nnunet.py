@@ -55,6 +55,7 @@ def _read(root: Path, parts: Sequence[str]) -> list[Entry] | None:
                     collection=str(description.get("name") or root.name),
                     dataset=root.name,
                     problem=channel_problem(case, files, channels, "dataset.json says"),
+                    channels=len(channels),
                 )
             )
     refuse_duplicates(entries, "Rename one of the two cases.")

@@ -4,6 +4,8 @@ Axis letters: C channels, I J K the file's own three axes. An affine maps array 
 RAS+ world coordinates in mm.
 """
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,9 +113,30 @@ def check_dtype(path: Path, dtype: np.dtype) -> None:
 def unreadable(path: Path, error: BaseException) -> DataError:
     """The error for a file that its library cannot read: corrupt, truncated, or not what its name says."""
     words = " ".join(str(error).split()) or type(error).__name__
+    kind, remedy = _really(path)
     return DataError(
         path,
-        found=f"a file that cannot be read ({words[-300:]})",
+        found=f"{kind or 'a file'} that cannot be read ({words[-300:]})",
         expected="a complete, uncorrupted file of the kind that its name says",
-        remedy="Copy or export it again.",
+        remedy=remedy or "Copy or export it again.",
     )
+
+
+def _really(path: Path) -> tuple[str, str]:
+    """What a file is that is no image, as far as its first bytes tell, and what to do; empty where they do not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as file:
+                head = file.read(512)
+    except (OSError, EOFError, zlib.error):  # cut short: the library has said so
+        return "", ""
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML)", "The download gave an error or log-in page: download the file again."
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer", "Fetch the file itself with `git lfs pull`."
+    if head and head.isascii() and b"\0" not in head:
+        return "a text file", "Copy or export the image again."
+    return "", ""

@@ -13,6 +13,8 @@ from nibabel.spatialimages import HeaderDataError
 from prevox.data.readers.base import Header, Image, check_affine, check_dtype, check_shape, unreadable
 from prevox.errors import DataError
 
+nib.imageglobals.logger.setLevel("ERROR")  # where it repairs a header it names no file; `_size_flags` does
+
 _FAULTS = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, gzip.BadGzipFile, ValueError)
 # Raw header fields that hold the geometry. Copied as they are, they survive bit for bit; set through an affine, the
 # quaternion would be recomputed and the codes replaced.
@@ -90,13 +92,41 @@ def _header(path: Path, source: Any) -> Header:
     if stored.kind == "f":
         dtype = np.dtype(np.float64 if stored.itemsize >= 8 else np.float32)
     else:
-        dtype = np.dtype(np.float32) if scaled else stored.newbyteorder("=")
+        dtype = _scaled_dtype(source, stored) if scaled else stored.newbyteorder("=")
     raw = source.header
     codes: dict[str, Any] = {"format": "nifti", "version": 2 if isinstance(source, nib.Nifti2Image) else 1}
     codes |= {"ndim": 2 if len(source.shape) == 2 else 3, "pixdim": raw["pixdim"].tolist()}
     codes |= {field: raw[field].tolist() for field in _GEOMETRY}
     silent = codes["qform_code"] == 0 and codes["sform_code"] == 0
-    flags = ("no_geometry",) if silent else ()  # nibabel then assumes LAS from the voxel size alone
+    flags: tuple[str, ...] = ("no_geometry",) if silent else ()  # nibabel then assumes LAS from the voxel size alone
+    if codes["sform_code"] == 0:  # the voxel size counts
+        flags += _size_flags(path, source, codes["ndim"])
     affine = np.array(source.affine, dtype=np.float64)
     affine[:3] *= _MM_PER_UNIT.get(int(raw["xyzt_units"]) & 7, 1.0)
     return Header(path, shape_ijk, channels, check_affine(path, affine), codes, dtype.name, flags)
+
+
+def _size_flags(path: Path, source: Any, axes: int) -> tuple[str, ...]:
+    """Look at the voxel size as the file has it: nibabel silently takes 1 for 0, and the magnitude of what is negative.
+
+    Raises:
+        DataError: If one is 0.
+    """
+    with nib.openers.ImageOpener(str(path)) as file:
+        stored = type(source.header).from_fileobj(file, check=False)["pixdim"][1 : axes + 1]
+    if (stored == 0).any():
+        raise DataError(
+            path,
+            found=f"a voxel size of {' × '.join(f'{size:g}' for size in stored)} mm and no sform",
+            expected="sizes above 0",
+            remedy="Write the true voxel size into the header (pixdim), or export the scan again.",
+        )
+    return ("negative_size",) if (stored < 0).any() else ()
+
+
+def _scaled_dtype(source: Any, stored: np.dtype) -> np.dtype:
+    """float32, unless whole numbers after scaling may be too large for its 24 bits."""
+    limits = np.iinfo(stored)
+    slope, inter = source.dataobj.slope, source.dataobj.inter
+    largest = max(abs(limits.min * slope + inter), abs(limits.max * slope + inter))
+    return np.dtype(np.float32 if largest <= 2**24 else np.float64)
