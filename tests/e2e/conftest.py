@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from prevox.cli.main import run, settings_from
 from prevox.data.phantom import write_phantoms
+from tests.e2e import bad
 
 MODEL = ["--model.size", "T", "--model.patch", "8", "8", "8", "--model.depth", "2"]
 METHOD = ["--method.decoder-width", "48", "--method.decoder-depth", "1", "--method.decoder-heads", "3"]
@@ -52,3 +54,27 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     prevox("evaluate", "--predictions", made.seg, "--references", made.catalogue)
     prevox("report", "--runs", made.seg, made.mae)
     return made
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> bad.Shell:
+    """`prevox` in this process."""
+    return bad.Shell(capsys)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scans, c.parquet, store, a pre-training run mae, a fine-tuning run seg with predictions, and an empty file."""
+    root = tmp_path_factory.mktemp("made with ü")
+
+    def call(verb: str, *words: object) -> None:
+        run(verb, settings_from(verb, [str(word) for word in words]))
+
+    call("catalogue", bad.scans(root / "scans", 4), "--out", root / "c.parquet")
+    call("prepare", "--catalogue", root / "c.parquet", "--out", root / "store", "--workers", 1)
+    call("pretrain", "--store", root / "store", "--out", root / "mae", *bad.PRETRAIN, *bad.ONE_STEP)
+    tune = ["--store", root / "store", "--pretrained", root / "mae", *bad.FINETUNE, *bad.ONE_STEP]
+    call("finetune", *tune, "--out", root / "seg")
+    call("predict", "--run", root / "seg", "--images", root / "c.parquet", "--device", "cpu")
+    (root / "file").touch()
+    return root

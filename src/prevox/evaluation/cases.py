@@ -142,7 +142,9 @@ def predictions_folder(path: Path) -> Path:
             )
         return path / "predictions"
     if not path.is_dir():
-        raise DataError(path, found="no such folder", expected="a folder of masks or a fine-tuning run")
+        raise DataError(
+            path, found="no such folder", expected="a folder of masks or a fine-tuning run", remedy="Check the path."
+        )
     return path
 
 
@@ -153,7 +155,12 @@ def masks_in(folder: Path) -> dict[str, Path]:
         DataError: If the folder holds no mask, or two files have one id.
     """
     if not folder.is_dir():
-        raise DataError(folder, found="no such folder", expected="a folder of masks, or a catalogue (.parquet)")
+        raise DataError(
+            folder,
+            found="no such file or folder",
+            expected="a folder of masks, or a catalogue (.parquet)",
+            remedy="Check the path.",
+        )
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if suffix_of(path) is None or path.name.startswith("."):
@@ -193,7 +200,10 @@ def _catalogued(path: Path) -> list[_Reference]:
     labelled = table[table["label_path"].notna()]
     if labelled.empty:
         raise DataError(
-            path, found=f"{len(table)} images without a label", expected="images with labels to compare with"
+            path,
+            found=f"{len(table)} images without a label",
+            expected="images with labels to compare with",
+            remedy="Catalogue a folder with labels, or give a folder of masks as --references.",
         )
     rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), strict=True)
     return [
