@@ -3,6 +3,10 @@
 Every message answers four questions: where (file, case or setting), what was found, what was expected, what to do.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # numbers of an OSError that no other file name helps against
+
 
 class PrevoxError(Exception):
     """Base of all errors that are the input's or the environment's doing; the command line prints no traceback."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from prevox.errors import PrevoxError
+from prevox.errors import DISK_FULL, PrevoxError
 
 
 class Verb(NamedTuple):
@@ -143,6 +143,12 @@ def main(argv: list[str] | None = None) -> None:
         result = run(args[0], settings_from(args[0], args[1:]))
     except PrevoxError as error:
         sys.stderr.write(f"prevox {args[0]}: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sys.stderr.write(f"prevox {args[0]}: {error.filename or 'a file'}: cannot be written ({error.strerror}). ")
+        sys.stderr.write("Free space or choose another --out, and repeat the call.\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write(f"prevox {args[0]}: interrupted.\n")

@@ -28,7 +28,7 @@ from prevox.data.layouts.pictures import refuse_unlisted
 from prevox.data.quality import MANY_VALUES, check_channels, check_same_grid, flags_of, label_values_of, statistics_of
 from prevox.data.readers import Image, read_image, suffix_of
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.output import writable_folder
+from prevox.output import replacing, writable_folder
 
 SCHEMA = 1
 _DETACHED = (".mhd", ".nhdr")  # text files beside their voxels
@@ -319,12 +319,8 @@ def _flag_copies(table: pd.DataFrame) -> None:
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     table.attrs["prevox_catalogue"] = SCHEMA
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        table.to_parquet(temporary, index=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        table.to_parquet(partial, index=False)
 
 
 def _write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
@@ -332,5 +328,5 @@ def _write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "reason"), *failures])

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prevox.config.runs import RunConfig
 from prevox.console import console
+from prevox.errors import DISK_FULL, RunError
 from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
@@ -37,6 +38,9 @@ def train_run(
         job: What the engine trains.
         split: Image ids by part; written to split.json.
         files: Further JSON files of the run folder, by name.
+
+    Raises:
+        PrevoxError: If the run folder holds another run, or cannot be written.
     """
     if config.dry_run:
         return dry_run(config, job)
@@ -58,7 +62,15 @@ def train_run(
         f"{verb}: {len(job.images)} images of {subjects} subjects, {count_parameters(job.task) / 1e6:.1f} M parameters "
         f"to train, {engine.steps} steps, on {engine.accelerator.device} ({config.train.precision}); run folder {run}"
     )
-    result = engine.fit(run, label=f"{verb} {run.name}")
+    try:
+        result = engine.fit(run, label=f"{verb} {run.name}")
+    except OSError as error:  # log or pictures; a checkpoint says so by itself
+        if error.errno not in DISK_FULL:
+            raise
+        raise RunError(
+            f"{run}: cannot be written ({error.strerror}). Finished checkpoints are untouched: free space, and repeat "
+            "the call with --resume."
+        ) from error
     summary = {
         "verb": verb,
         "steps": result.steps,
