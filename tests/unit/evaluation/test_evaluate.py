@@ -170,7 +170,7 @@ def test_matching_refusals(scans):
         run_on(scans, references=scans / "other")
     with pytest.raises(DataError, match="no mask"):
         run_on(scans, predictions=scans / "nothing")
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         run_on(scans, references=scans / "nowhere")
     save(scans / "run" / "predictions" / "a.nii", (1, 1, 5))
     with pytest.raises(DataError, match=r"^a: found the case twice"):
