@@ -33,7 +33,7 @@ def cut(pattern: str) -> Callable[[Path], None]:
 
 UNREADABLE = (
     "case_1.zarr: found voxels that cannot be read",
-    "expected the group as `prevox prepare` wrote it",
+    "expected the folder as `prevox prepare` wrote it",
     "Remove",
 )
 STORES = {
@@ -47,7 +47,7 @@ STORES = {
     ),
     "level gone": (
         remove("images/case_1.zarr/0"),
-        ("case_1.zarr: found no array '0'", "expected voxels", "Remove the"),
+        ("case_1.zarr: found no array '0'", "expected voxels", "remove the folder"),
     ),
     "shard gone": (remove("images/case_1.zarr/0/c/0/0/0/0"), UNREADABLE),
     "shard cut": (cut("images/case_1.zarr/0/c/0/0/0/0"), UNREADABLE),
@@ -203,6 +203,14 @@ def test_solid_views_of_flat_images(shell: Shell, tmp_path: Path) -> None:
     text = shell("pretrain", *words, code=2)
     says(
         text, "two-dimensional images (slice_", "expected views of two numbers", "Set --views.size Y X and a two-number"
+    )
+    remove("packs/*.zarr/0/c/0/0/0/0")(tmp_path / "store")  # their voxels, which they share
+    text = shell("pretrain", *words, "--views.size", 16, 16, "--model.patch", 8, 8, code=2)
+    says(
+        text,
+        "found voxels that cannot be read",
+        "expected the folder as `prevox prepare` wrote it",
+        "Remove this folder",
     )
 
 

@@ -86,7 +86,7 @@ BROKEN = {  # what lies there: how it is made, and what must be said
     ),
     "4D label": (
         with_label(np.zeros((*SIDE, 3), np.uint8)),
-        ("a label map of 3 channels", "expected one channel", "Merge one-hot channels"),
+        ("a label map of 3 channels", "expected one channel", "Merge the channels"),
     ),
     "label with NaN": (
         with_label(np.where(label() > 0, np.nan, 0).astype(np.float32)),
