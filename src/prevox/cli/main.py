@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from prevox.errors import DISK_FULL, PrevoxError
+from prevox.signals import stop_signals
 
 
 class Verb(NamedTuple):
@@ -56,7 +58,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("prevox.config.tools:ListConfig", "prevox.verbs.tools:list_all", "methods, models, recipes, layouts"),
     "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.tools:doctor", "is this machine fit"),
 }
-WITH_RECIPE = ("pretrain", "finetune")
+WITH_RECIPE = ("pretrain", "finetune")  # the verbs that train
 
 
 def load(path: str) -> Any:
@@ -140,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write(f"prevox: no verb '{args[0]}'.{hint} Verbs: {', '.join(VERBS)}.\n")
         sys.exit(2)
     try:
-        result = run(args[0], settings_from(args[0], args[1:]))
+        with stop_signals() if args[0] in WITH_RECIPE else nullcontext():
+            result = run(args[0], settings_from(args[0], args[1:]))
     except PrevoxError as error:
         sys.stderr.write(f"prevox {args[0]}: {error}\n")
         sys.exit(2)

@@ -62,7 +62,8 @@ def save_checkpoint(
     final = run / "checkpoints" / f"{PREFIX}{step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for stale in final.parent.glob(f".{PREFIX}*.partial"):  # of a run that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(_plain(task.state_dict()), partial / "task.safetensors")
         if isinstance(task, PretrainMethod):
@@ -73,11 +74,11 @@ def save_checkpoint(
             save_file(_plain(handed.weights), partial / "pretrained.safetensors", metadata=header)
         torch.save(optimiser, partial / "optimiser.pt")
         (partial / "progress.json").write_text(json.dumps({"step": step, **progress}))
-        for file in partial.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for path in (*partial.iterdir(), partial):
+            _to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
+        _to_disk(final.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors report a full disk in their way
         shutil.rmtree(partial, ignore_errors=True)
         reason = str(error).splitlines()[0]
@@ -87,7 +88,7 @@ def save_checkpoint(
         ) from error
     for old in checkpoint_folders(run)[:-2]:
         if not (keep_every and step_of(old) % keep_every == 0):
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # at no moment a whole name on half of it
     return final
 
 
@@ -115,8 +116,23 @@ def load_checkpoint(folder: Path, task: Task) -> tuple[dict[str, Any], dict[str,
             f"{folder}: holds another task's weights (for example '{min(mismatch)}' is on one side only). "
             "Resume with the method and model the run was started with, or choose another --out."
         )
-    task.load_state_dict(weights)
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:  # the same names, other shapes
+        raise RunError(
+            f"{folder}: holds weights of another size ({' '.join(str(error).split()[:60])}). "
+            "Resume with the model the run was started with, or choose another --out."
+        ) from None
     return optimiser, progress
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, before it goes on: a node may lose its power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

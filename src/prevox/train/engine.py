@@ -5,15 +5,12 @@ resumed run repeats what an uninterrupted one would have done.
 """
 
 import os
-import resource
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,11 +23,18 @@ from prevox.data.dataset import RawBatch, ViewLoader, to_device
 from prevox.data.sampler import torch_seed
 from prevox.data.store import Store
 from prevox.errors import ConfigError, RunError
+from prevox.signals import stop_signals
 from prevox.task import Batch, StepContext, StepOutput, Task
 from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
+from prevox.train.cluster import enter_cluster
+from prevox.train.estimate import Costs
+from prevox.train.memory import peak_mb, reset_peak
 from prevox.train.optim import build_optimiser, set_lr
 from prevox.train.schedule import lr_factor
 from prevox.train.tracking import Tracker
+from prevox.train.window import StepRecord, fault, not_finite
+
+ENOUGH = 10.0  # seconds of steps from which a run's length is estimated
 
 
 @dataclass
@@ -95,7 +99,7 @@ class Engine:
         )
         self.steps = self._length()
         self.task, self.optimiser = self.accelerator.prepare(job.task, build_optimiser(job.task, job.optim))
-        self.window: list[tuple[Tensor, dict[str, Tensor], list[str]]] = []  # since the last row of the log
+        self.window: list[StepRecord] = []  # since the last row of the log
 
     def _length(self) -> int:
         if self.settings.steps is not None:
@@ -108,20 +112,20 @@ class Engine:
         """Train to the end, or to SIGTERM/SIGUSR1, going on from the last checkpoint in `run`.
 
         Raises:
-            RunError: If the loss stops being finite, or a checkpoint cannot be written.
+            RunError: If loss, gradient or weights stop being finite, or a checkpoint cannot be written.
         """
         run.mkdir(parents=True, exist_ok=True)
         reset_peak(self.accelerator.device)
         step, seconds_before = self._restore(run)
         began = perf_counter()
-        stopping = False
         self._row_began, self._waited_before = began, self.loader.waited
         tracking = Tracker(run, self.steps, step, label) if self.main else nullcontext()
-        with tracking as tracker, _stop_signals() as stop:
+        with tracking as tracker, stop_signals() as stop:
             batches = self.loader.batches(start=step * self.settings.accumulation)
+            stopping = self._any(stop.asked)  # during start-up: what there is to keep lies on the disk already
             while step < self.steps and not stopping:
                 last = step + 1 == self.steps
-                draw = last or step == 0 or (step + 1) % self.settings.picture_every == 0
+                draw = self.draws(step)
                 output = self._step(step, batches, draw)
                 step += 1
                 if step % self.settings.log_every == 0 or last:
@@ -129,11 +133,19 @@ class Engine:
                 if draw and tracker is not None:
                     tracker.pictures(step, output.pictures)
                 stopping = self._any(stop.asked)  # read once: a signal that comes later is met by the next step
-                if last or stopping or step % self.settings.checkpoint_every == 0:
-                    self._check_finite(step, run)
+                if stopping or self.saves(step):
+                    self._check_finite(step, run, saving=True)
                     self._save(run, step, seconds_before + perf_counter() - began)
         seconds = seconds_before + perf_counter() - began
         return Result(step, seconds, peak_mb(self.accelerator.device), finished=step >= self.steps)
+
+    def draws(self, step: int) -> bool:
+        """Whether a step, counted from 0, makes pictures."""
+        return step == 0 or step + 1 == self.steps or (step + 1) % self.settings.picture_every == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint after this many steps."""
+        return step == self.steps or step % self.settings.checkpoint_every == 0
 
     def _step(self, step: int, batches: Iterator[RawBatch], draw: bool) -> StepOutput:
         """One optimiser step: forward and backward of every micro-batch, clipping, update, the task's after_update."""
@@ -153,14 +165,25 @@ class Engine:
             images.extend(batch.images)
             if micro == 0:
                 first = output
-        if self.settings.clip is not None:
-            self.accelerator.clip_grad_norm_(self.task.parameters(), self.settings.clip)
+        norm = self._gradient_norm()
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.accelerator.unwrap_model(self.task).after_update((step + 1) / self.steps, output)
         mean = {name: torch.stack([row[name].detach().float() for row in scalars]).mean() for name in scalars[0]}
-        self.window.append((torch.stack(losses).mean(), mean, images))
+        self.window.append(StepRecord(torch.stack(losses).mean(), norm, mean, images))
         return first
+
+    def _gradient_norm(self) -> Tensor:
+        """Norm of the gradient, which is clipped if asked for; 0 under a scaler, which skips what is not finite."""
+        parameters = self.task.parameters()
+        norm = None
+        if self.settings.clip is not None:
+            norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip)
+        if self.accelerator.scaler is not None:
+            return torch.zeros((), device=self.accelerator.device)
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return norm.detach()
 
     def _next(self, batches: Iterator[RawBatch], progress: float, draw: bool) -> tuple[Batch, StepContext]:
         raw = next(batches)
@@ -182,10 +205,8 @@ class Engine:
         """Write the means since the last row; the only place where the host waits for the device."""
         self._check_finite(step, run)
         count = len(self.window)
-        names = list(self.window[0][1])
-        table = torch.stack(
-            [torch.stack([loss, *(scalars[name] for name in names)]) for loss, scalars, _ in self.window]
-        )
+        names = list(self.window[0].scalars)
+        table = torch.stack([torch.stack([row.loss, *(row.scalars[name] for name in names)]) for row in self.window])
         means = self.accelerator.reduce(table.mean(0), "mean").tolist()
         now, waited = perf_counter(), self.loader.waited
         seconds = max(now - self._row_began, 1e-9)
@@ -199,23 +220,20 @@ class Engine:
         if tracker is not None:
             tracker.row(step, row)
 
-    def _check_finite(self, step: int, run: Path) -> None:
+    def _check_finite(self, step: int, run: Path, saving: bool = False) -> None:
         """Stop before a spoilt state is logged or saved."""
-        if not self.window:
+        message = fault(self.window, step)
+        if saving and message is None:
+            tensor = not_finite(self.accelerator.unwrap_model(self.task).state_dict())
+            message = tensor and f"'{tensor}' is not finite after step {step}, though every loss and gradient was."
+        if not self._any(message is not None):
             return
-        losses = torch.stack([loss for loss, _, _ in self.window]).cpu()
-        bad = (~torch.isfinite(losses)).nonzero()
-        if not self._any(len(bad) > 0):
-            return
-        if len(bad) == 0:
-            raise RunError("the loss of another process is not finite; its message says where.")
-        offset = int(bad[0])
-        images = ", ".join(self.window[offset][2])
+        if message is None:
+            raise RunError("the training of another process is not finite; its message says where.")
         saved = checkpoint_folders(run)
         raise RunError(
-            f"the loss became {losses[offset].item()} at step {step - len(self.window) + offset + 1}, with the images "
-            f"{images} in the batch. Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower "
-            "--optim.lr, a longer --schedule.warmup, --train.clip 1.0, or --train.precision fp32; if it happens with "
+            f"{message} Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower --optim.lr, a longer "
+            "--schedule.warmup, --train.clip 1.0, or --train.precision fp32, in a new run (--out); if it happens with "
             "the same images again, look at them."
         )
 
@@ -225,11 +243,7 @@ class Engine:
         state = {"optimiser": self.optimiser.state_dict()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        window = [
-            [loss.item(), {name: value.item() for name, value in scalars.items()}, images]
-            for loss, scalars, images in self.window
-        ]
-        progress = {"window": window, "seconds": seconds, **self._unchangeable()}
+        progress = {"window": [row.plain() for row in self.window], "seconds": seconds, **self._unchangeable()}
         task = self.accelerator.unwrap_model(self.task)
         save_checkpoint(run, step, task, state, progress, self.job.handed, self.settings.keep_every)
 
@@ -243,67 +257,88 @@ class Engine:
             return 0, 0.0
         state, progress = load_checkpoint(folders[-1], self.accelerator.unwrap_model(self.task))
         for name, now in self._unchangeable().items():
-            if progress[name] != now:
+            if progress.get(name) != now:
                 raise RunError(
-                    f"{folders[-1]}: was made with {name} {progress[name]}, this call has {now}; the samples would "
+                    f"{folders[-1]}: was made with {name} {progress.get(name)}, this call has {now}; the samples would "
                     "not be those of an uninterrupted run. Resume with the same store and number of processes, or "
                     "start anew."
                 )
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        device = self.accelerator.device
-        self.window = [
-            (
-                torch.tensor(loss, device=device),
-                {name: torch.tensor(value, device=device) for name, value in scalars.items()},
-                images,
-            )
-            for loss, scalars, images in progress["window"]
-        ]
-        return int(progress["step"]), float(progress["seconds"])
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.accelerator.scaler is not None and "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.window = [StepRecord.from_plain(row, self.accelerator.device) for row in progress["window"]]
+            return int(progress["step"]), float(progress["seconds"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise RunError(
+                f"{folders[-1]}: optimiser.pt or progress.json is not this run's ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}). Delete this folder; --resume then takes the checkpoint before it."
+            ) from error
 
-    def time_steps(self, warm: int = 2, timed: int = 6) -> tuple[float, float]:
-        """Run a few real steps without writing anything.
+    def rehearse(self, near: Path) -> Costs:
+        """Do in a temporary folder what a run does, for at least 10 seconds, and leave nothing behind.
 
-        Returns:
-            Median seconds per step, peak memory in MB.
+        Args:
+            near: Existing folder on the disk that the run will be on.
+
+        Raises:
+            RunError: If the loss is not finite, the disk cannot be written, or a signal came.
         """
-        reset_peak(self.accelerator.device)
-        batches = self.loader.batches()
-        seconds = []
-        for step in range(warm + timed):
+        device, batches = self.accelerator.device, self.loader.batches()
+        block = min(self.settings.log_every, 6)
+        began = self._row_began = perf_counter()
+        reset_peak(device)
+        self._waited_before = 0.0
+        with _rehearsal_folder(near) as run, stop_signals() as stop:
+            with Tracker(run, self.steps, 0, "dry run") as tracker:
+                first = self._rehearse_steps(1, batches, run, tracker, draw=True, since=began)
+                self._rehearse_steps(2, batches, run, tracker)
+                done, seconds, waited = 0, 0.0, self.loader.waited
+                while self._any(done < 6 or seconds < ENOUGH) and not self._any(stop.asked):
+                    seconds += self._rehearse_steps(block, batches, run, tracker)
+                    done += block
+                waited = self.loader.waited - waited
+                drawing = self._rehearse_steps(1, batches, run, tracker, draw=True)
             began = perf_counter()
-            self._step(min(step, self.steps - 1), batches, draw=False)
-            self.window[-1][0].item()  # wait for the device
-            seconds.append(perf_counter() - began)
-        return sorted(seconds[warm:])[timed // 2], peak_mb(self.accelerator.device)
+            self._save(run, 1, 0.0)
+            saving = perf_counter() - began
+            size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*")) / 2**20
+        if stop.asked:
+            raise RunError("the dry run was stopped by a signal.")
+        step = seconds / done
+        return Costs(first, step, max(0.0, drawing - step), saving, size, peak_mb(device), waited / seconds, done)
 
-
-@dataclass
-class _Stop:
-    asked: bool = False
+    def _rehearse_steps(
+        self,
+        count: int,
+        batches: Iterator[RawBatch],
+        run: Path,
+        tracker: Tracker,
+        draw: bool = False,
+        since: float | None = None,
+    ) -> float:
+        """Seconds of `count` steps with a row of the log after them, as in `fit`."""
+        began = perf_counter() if since is None else since
+        for _ in range(count):
+            output = self._step(0, batches, draw)
+        if draw:
+            tracker.pictures(1, output.pictures)
+        self._log(tracker, 1, run)
+        return perf_counter() - began
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and SIGUSR1 (what clusters send before they kill) let the step end, save, and leave cleanly."""
-    stop = _Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+def _rehearsal_folder(near: Path) -> Iterator[Path]:
+    """A temporary folder, while nothing is said."""
+    quiet = console.quiet
+    console.quiet = True
     try:
-        before = {number: signal.signal(number, ask) for number in numbers}
-    except ValueError:  # not in the main thread: signals are somebody else's business
-        yield stop
-        return
-    try:
-        yield stop
+        with TemporaryDirectory(prefix=".prevox-dry-run-", dir=near) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise RunError(f"{near}: cannot be written ({error.strerror}). Choose another --out.") from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        console.quiet = quiet
 
 
 def _accelerator(settings: TrainConfig) -> Any:
@@ -318,6 +353,7 @@ def _accelerator(settings: TrainConfig) -> Any:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; cuBLAS demands it
     torch.use_deterministic_algorithms(settings.deterministic)
+    enter_cluster()
     # accelerate keeps its precision for the life of the process; two runs in one process may differ
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     made = Accelerator(cpu=cpu, mixed_precision="no" if settings.precision == "fp32" else settings.precision)
@@ -331,23 +367,3 @@ def _collectives(accelerator: Any) -> tuple[Callable[[Tensor], Tensor], Callable
     from torch.distributed.nn.functional import all_gather
 
     return (lambda x: torch.cat(all_gather(x))), (lambda x: accelerator.reduce(x.detach(), "mean"))
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let `peak_mb` count from here: a process may train several times."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb(device: torch.device) -> float:
-    """Largest memory since `reset_peak` in MB: the GPU's where there is one, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

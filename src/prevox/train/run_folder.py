@@ -41,7 +41,7 @@ def check_run(config: RunConfig, verb: str, split: dict[str, list[str]]) -> None
     """
     out = config.out
     if not (out / "config.yaml").is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != ".config.yaml.partial" for path in out.iterdir()):
             raise RunError(f"{out}: is not empty and not a run. Choose another --out.")
         return
     if not config.resume:

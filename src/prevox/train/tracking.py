@@ -31,7 +31,7 @@ class Tracker:
         self._path = run / "metrics.jsonl"
         self._drop_rows_after(start)
         self._rows = self._path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
         self._printed = 0.0
@@ -61,6 +61,7 @@ class Tracker:
         self._rows.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        self._board.flush()  # by itself it keeps rows back for two minutes, which a kill would lose
         note = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['samples_per_s']:.2f} images/s"
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, completed=step, note=note)

@@ -92,20 +92,31 @@ def train_run(
 
 
 def dry_run(config: RunConfig, job: Job) -> RunResult:
-    """Measure a few real steps and print what the whole run would take; nothing is written."""
+    """Rehearse on the real data and print what the whole run would take; nothing is left on the disk."""
     engine = Engine(job)
-    seconds_per_step, peak = engine.time_steps()
-    total = seconds_per_step * engine.steps
-    images_per_second = config.train.batch * config.train.accumulation * engine.world / seconds_per_step
-    table = Table(title="dry run: estimate from 6 real steps", show_header=False)
+    near = next(folder for folder in config.out.absolute().parents if folder.is_dir())
+    costs = engine.rehearse(near)
+    pictures = sum(engine.draws(step) for step in range(engine.steps))
+    checkpoints = sum(engine.saves(step + 1) for step in range(engine.steps))
+    seconds = costs.seconds(engine.steps, pictures, checkpoints)
+    rate = config.train.batch * config.train.accumulation * engine.world / costs.step
+    table = Table(title=f"dry run: estimate from {costs.timed} real steps", show_header=False)
     table.add_row("parameters to train", f"{count_parameters(job.task) / 1e6:.2f} M")
     table.add_row("steps", f"{engine.steps}")
-    table.add_row("time per step", f"{seconds_per_step:.3f} s")
-    table.add_row("throughput", f"{images_per_second:.2f} images/s")
-    table.add_row("peak memory", f"{peak:.0f} MB on {engine.accelerator.device}")
-    table.add_row("whole run", _duration(total))
+    table.add_row("time per step", f"{costs.step:.3f} s, {costs.waiting:.0%} of it waiting for data")
+    table.add_row("throughput", f"{rate:.2f} images/s")
+    table.add_row("pictures", f"{pictures} times {costs.picture:.1f} s")
+    table.add_row("checkpoints", f"{checkpoints} times {costs.checkpoint:.1f} s, {costs.checkpoint_mb:.0f} MB each")
+    table.add_row("peak memory", f"{costs.peak_mb:.0f} MB on {engine.accelerator.device}")
+    table.add_row("whole run", f"{_duration(seconds)}, after the start-up")
     console.print(table)
-    estimate = {"seconds_per_step": seconds_per_step, "seconds": total, "peak_mb": peak, "steps": float(engine.steps)}
+    estimate = {
+        "seconds_per_step": costs.step,
+        "seconds": seconds,
+        "peak_mb": costs.peak_mb,
+        "checkpoint_mb": costs.checkpoint_mb,
+        "steps": float(engine.steps),
+    }
     return RunResult(config.out, finished=False, seconds=0.0, estimate=estimate)
 
 

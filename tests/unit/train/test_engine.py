@@ -15,6 +15,7 @@ from prevox.errors import ConfigError, RunError
 from prevox.task import Batch, Picture, StepContext, StepOutput, Task, ViewGroup
 from prevox.train.checkpoint import checkpoint_folders
 from prevox.train.engine import Engine, Job
+from prevox.train.estimate import Costs
 from prevox.train.schedule import lr_factor
 
 pytestmark = pytest.mark.unit
@@ -145,12 +146,15 @@ def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tiny_store: Path, tmp_path: Pa
         engine(tiny_store, precision="fp16")
 
 
-def test_time_steps_writes_nothing(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    seconds, megabytes = engine(tiny_store).time_steps(warm=1, timed=2)
-    assert seconds > 0
-    assert megabytes > 10
+def test_a_rehearsal_leaves_nothing_and_its_costs_add_up(tiny_store: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("prevox.train.engine.ENOUGH", 0.0)
+    costs = engine(tiny_store, log_every=2).rehearse(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert costs.timed == 6  # three blocks of two steps
+    assert costs.peak_mb > 10
+    assert costs.checkpoint_mb > 0
+    # by hand: 0.5 + 9 steps of 2 + 2 further pictures of 3 + 4 checkpoints of 1
+    assert Costs(0.5, 2, 3, 1, 0, 0, 0, 6).seconds(steps=10, pictures=3, checkpoints=4) == 28.5
 
 
 def test_the_log_is_json_lines(tiny_store: Path, tmp_path: Path) -> None:
