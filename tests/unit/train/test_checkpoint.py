@@ -74,6 +74,33 @@ def test_another_task_is_refused(tmp_path) -> None:
         load_checkpoint(folder, Other())
 
 
+def test_weights_of_another_size_are_refused(tmp_path) -> None:
+    with pytest.raises(RunError, match="weights of another size"):
+        load_checkpoint(save(tmp_path, 1, Toy(4)), Toy(5))
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path) -> None:
+    stale = tmp_path / "checkpoints" / ".step_00000003.partial"
+    stale.mkdir(parents=True)
+    (stale / "task.safetensors").write_bytes(b"half")
+    save(tmp_path, 7)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
+
+
+def test_an_old_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:  # what clears the way for the new one may be missing; the old one is there
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("prevox.train.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 3)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_00000002", "step_00000003"]
+
+
 def test_a_planted_pickle_is_not_executed(tmp_path) -> None:
     folder = save(tmp_path, 1)
     witness = tmp_path / "executed"

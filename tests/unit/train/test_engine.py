@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from prevox.config.data import NormaliseConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
 from prevox.data.store import Store
 from prevox.errors import ConfigError, RunError
+from prevox.signals import stop_signals
 from prevox.task import Batch, Picture, StepContext, StepOutput, Task, ViewGroup
-from prevox.train.checkpoint import checkpoint_folders
+from prevox.train.checkpoint import checkpoint_folders, save_checkpoint
 from prevox.train.engine import Engine, Job
 from prevox.train.estimate import Costs
 from prevox.train.schedule import lr_factor
@@ -49,11 +51,15 @@ class Toy(Task):
                 loss = loss * float("nan")
             if self.do == "term":
                 os.kill(os.getpid(), signal.SIGTERM)
+            if self.do == "root":  # finite at 0, with an infinite slope
+                loss = loss + (self.conv.weight * 0).sum().abs().sqrt()
         pictures = {"x": Picture([("x", x[0, 0, 0].numpy())])} if ctx.want_pictures else {}
         return StepOutput(loss, {"noise": noise}, pictures)
 
     def after_update(self, progress: float, output: StepOutput) -> None:
         self.updates += 1
+        if self.calls == self.at and self.do == "buffer":  # a momentum teacher, say, that overflows
+            self.updates /= 0
 
 
 def engine(store: Path, task: Task | None = None, optim: dict | None = None, **settings) -> Engine:
@@ -117,6 +123,71 @@ def test_non_finite_loss_names_step_images_and_last_checkpoint(tiny_store: Path,
     assert "--optim.lr" in message
     assert sum(image in message for image in IMAGES) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_a_checkpoint(
+    clip: float | None, tiny_store: Path, tmp_path: Path
+) -> None:
+    # step 5's loss is finite; its update spoils the weights, and a checkpoint is due right after it
+    with pytest.raises(RunError) as caught:
+        engine(tiny_store, Toy(at=5, do="root"), checkpoint_every=5, log_every=100, clip=clip).fit(tmp_path, "run")
+    message = str(caught.value)
+    assert "the norm of the gradient became nan at step 5" in message
+    assert "Last good checkpoint: none yet" in message
+    assert sum(image in message for image in IMAGES) == 2
+    assert checkpoint_folders(tmp_path) == []
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="'updates' is not finite after step 4") as caught:
+        engine(tiny_store, Toy(at=4, do="buffer"), checkpoint_every=2).fit(tmp_path, "run")
+    assert "step_00000002" in str(caught.value)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_00000002"]
+
+
+def test_the_norm_that_is_watched_is_the_gradients(tiny_store: Path) -> None:
+    made = engine(tiny_store, Toy(dropout=0.0), optim={"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0})
+    before = [parameter.detach().clone() for parameter in made.task.parameters()]
+    made._step(2, made.loader.batches(), draw=False)  # step 2 of 7: the ramp of 2 steps is over, the rate is the peak
+    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, made.task.parameters(), strict=True)])
+    assert made.window[0].norm.item() == pytest.approx(moved.norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(
+    number: int, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine(tiny_store).fit(tmp_path / "whole", "whole")
+
+    def signalled(run: Path, step: int, *rest) -> Path:
+        os.kill(os.getpid(), number)
+        return save_checkpoint(run, step, *rest)
+
+    monkeypatch.setattr("prevox.train.engine.save_checkpoint", signalled)
+    stopped = engine(tiny_store, checkpoint_every=2).fit(tmp_path / "run", "run")
+    monkeypatch.undo()
+    assert (stopped.finished, stopped.steps) == (False, 3)  # the step after it sees the signal
+    assert engine(tiny_store, checkpoint_every=2).fit(tmp_path / "run", "run").steps == whole.steps
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_signal_before_the_first_step_does_none(tiny_store: Path, tmp_path: Path) -> None:
+    made = engine(tiny_store)
+    with stop_signals():  # as around the whole command
+        os.kill(os.getpid(), signal.SIGUSR1)
+        result = made.fit(tmp_path, "run")
+    assert (result.steps, result.finished) == (0, False)
+    assert checkpoint_folders(tmp_path) == []
+    assert made.fit(tmp_path, "run").finished
+
+
+def test_an_optimiser_of_another_run_is_refused(tiny_store: Path, tmp_path: Path) -> None:
+    for name, optim in (("run", {}), ("other", {"name": "sgd"})):
+        engine(tiny_store, optim=optim, checkpoint_every=4, steps=8).fit(tmp_path / name, name)
+    shutil.copy(*(checkpoint_folders(tmp_path / name)[-1] / "optimiser.pt" for name in ("other", "run")))
+    with pytest.raises(RunError, match=r"optimiser\.pt or progress\.json is not this run's"):
+        engine(tiny_store, checkpoint_every=4, steps=8).fit(tmp_path / "run", "run")
 
 
 def test_clipping_bounds_the_gradient(tiny_store: Path, tmp_path: Path) -> None:

@@ -24,6 +24,24 @@ def test_rows_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path) -> None:
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 5.0)]
 
 
+def board(run: Path) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload().Scalars("loss")
+    return [(event.step, event.value) for event in events]
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, []), (2, [(1, 1.0), (2, 2.0)])])
+def test_tensorboard_shows_each_step_once_and_nothing_waits_in_memory(tmp_path, start, kept) -> None:
+    killed = Tracker(tmp_path, 9, 0, "run")
+    for step in (1, 2, 3):
+        killed.row(step, {**ROW, "loss": float(step)})
+    assert board(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]  # without closing: a kill leaves no time for that
+    with Tracker(tmp_path, 9, start, "run") as resumed:
+        resumed.row(start + 1, {**ROW, "loss": 8.0})
+    assert board(tmp_path) == [*kept, (start + 1, 8.0)]
+
+
 def shades(path, panels: int) -> list[float]:
     """Mean brightness in the middle of each panel."""
     image = imread(path)[..., 0]
