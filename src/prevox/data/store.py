@@ -120,14 +120,14 @@ class Store:
             (n, 4) int32 rows (class value, z, y, x) on the finest level; no rows where there is no label.
 
         Raises:
-            DataError: If there is no such image.
+            DataError: If there is no such image, or its file is damaged.
         """
         place = self._place(image)
         if place is not None:
             rows, starts = self._pack_foreground(place[0])
             return np.array(rows[starts[place[1]] : starts[place[1] + 1], 1:])
         file = image_folder(self.path, image) / "foreground.npy"
-        return np.load(file, allow_pickle=False) if file.is_file() else np.zeros((0, 4), np.int32)
+        return _load_rows(file) if file.is_file() else np.zeros((0, 4), np.int32)
 
     def row(self, image: str) -> "pd.Series[Any]":
         """The image's row of the index.
@@ -278,6 +278,20 @@ def unreadable_voxels(folder: Path, reason: object) -> DataError:
         expected="the folder as `prevox prepare` wrote it",
         remedy="Remove this folder and run `prevox prepare` again: it writes what is missing.",
     )
+
+
+def _load_rows(file: Path) -> np.ndarray:
+    """An array of numbers; a pickle in its place is refused and not executed."""
+    try:
+        rows: np.ndarray = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            file,
+            found=f"no array of numbers ({' '.join(str(error).split())[:200]})",
+            expected="the file that `prevox prepare` wrote",
+            remedy="Remove the image's folder and run `prevox prepare` again: it writes what is missing.",
+        ) from None
+    return rows
 
 
 def image_folder(store: Path, image: str) -> Path:
