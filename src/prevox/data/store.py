@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 2  # 2: slope, intercept and largest error of every channel
-_CACHE_BYTES = 256 << 20  # decoded chunks and shard indices, shared by all images
+CACHE_BYTES = 256 << 20  # decoded chunks and shard indices, shared by all images
 _OPEN_ARRAYS = 4096  # handles kept; each is small, but a store may hold 100 000 images
 _OPEN_PACKS = 512  # foreground tables kept; mapped, not loaded
 
@@ -73,7 +73,7 @@ class Store:
                 remedy="Run `prevox prepare` again: it writes the index anew and keeps the images.",
             ) from None
         self._check_images()
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
         self._array = functools.lru_cache(_OPEN_ARRAYS)(self._open)
         self._pack_array = functools.lru_cache(_OPEN_ARRAYS)(self._open_folder)
         self._pack_foreground = functools.lru_cache(_OPEN_PACKS)(self._open_foreground)
@@ -248,7 +248,7 @@ class Store:
         """A pack's foreground rows, mapped, and where those of each image start."""
         file = pack_folder(self.path, pack) / "foreground.npy"
         count = int(self.index.loc[self.index["pack"] == pack, "pack_position"].max()) + 1
-        rows = np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else np.zeros((0, 5), np.int32)
+        rows = _load_rows(file, mapped=True) if file.is_file() else np.zeros((0, 5), np.int32)
         return rows, np.searchsorted(rows[:, 0], np.arange(count + 1))
 
     def _check_images(self) -> None:
@@ -280,16 +280,16 @@ def unreadable_voxels(folder: Path, reason: object) -> DataError:
     )
 
 
-def _load_rows(file: Path) -> np.ndarray:
+def _load_rows(file: Path, mapped: bool = False) -> np.ndarray:
     """An array of numbers; a pickle in its place is refused and not executed."""
     try:
-        rows: np.ndarray = np.load(file, allow_pickle=False)
+        rows: np.ndarray = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
             file,
             found=f"no array of numbers ({' '.join(str(error).split())[:200]})",
             expected="the file that `prevox prepare` wrote",
-            remedy="Remove the image's folder and run `prevox prepare` again: it writes what is missing.",
+            remedy="Remove the folder it lies in and run `prevox prepare` again: it writes what is missing.",
         ) from None
     return rows
 

@@ -6,10 +6,9 @@ resumed run repeats what an uninterrupted one would have done.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -27,14 +26,11 @@ from prevox.signals import stop_signals
 from prevox.task import Batch, StepContext, StepOutput, Task
 from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
 from prevox.train.cluster import enter_cluster
-from prevox.train.estimate import Costs
 from prevox.train.memory import peak_mb, reset_peak
 from prevox.train.optim import build_optimiser, set_lr
 from prevox.train.schedule import lr_factor
 from prevox.train.tracking import Tracker
 from prevox.train.window import StepRecord, fault, not_finite
-
-ENOUGH = 10.0  # seconds of steps from which a run's length is estimated
 
 
 @dataclass
@@ -118,26 +114,30 @@ class Engine:
         reset_peak(self.accelerator.device)
         step, seconds_before = self._restore(run)
         began = perf_counter()
-        self._row_began, self._waited_before = began, self.loader.waited
+        self.begin_row()
         tracking = Tracker(run, self.steps, step, label) if self.main else nullcontext()
         with tracking as tracker, stop_signals() as stop:
             batches = self.loader.batches(start=step * self.settings.accumulation)
-            stopping = self._any(stop.asked)  # during start-up: what there is to keep lies on the disk already
+            stopping = self.on_any(stop.asked)  # during start-up: what there is to keep lies on the disk already
             while step < self.steps and not stopping:
                 last = step + 1 == self.steps
                 draw = self.draws(step)
-                output = self._step(step, batches, draw)
+                output = self.train_step(step, batches, draw)
                 step += 1
                 if step % self.settings.log_every == 0 or last:
-                    self._log(tracker, step, run)
+                    self.log(tracker, step, run)
                 if draw and tracker is not None:
                     tracker.pictures(step, output.pictures)
-                stopping = self._any(stop.asked)  # read once: a signal that comes later is met by the next step
+                stopping = self.on_any(stop.asked)  # read once: a signal that comes later is met by the next step
                 if stopping or self.saves(step):
                     self._check_finite(step, run, saving=True)
-                    self._save(run, step, seconds_before + perf_counter() - began)
+                    self.save(run, step, seconds_before + perf_counter() - began)
         seconds = seconds_before + perf_counter() - began
         return Result(step, seconds, peak_mb(self.accelerator.device), finished=step >= self.steps)
+
+    def begin_row(self) -> None:
+        """Let the times of the next row of the log count from here."""
+        self._row_began, self._waited_before = perf_counter(), self.loader.waited
 
     def draws(self, step: int) -> bool:
         """Whether a step, counted from 0, makes pictures."""
@@ -147,7 +147,7 @@ class Engine:
         """Whether there is a checkpoint after this many steps."""
         return step == self.steps or step % self.settings.checkpoint_every == 0
 
-    def _step(self, step: int, batches: Iterator[RawBatch], draw: bool) -> StepOutput:
+    def train_step(self, step: int, batches: Iterator[RawBatch], draw: bool) -> StepOutput:
         """One optimiser step: forward and backward of every micro-batch, clipping, update, the task's after_update."""
         set_lr(self.optimiser, self.job.optim.lr * lr_factor(step, self.steps, self.job.schedule))
         accumulation = self.settings.accumulation
@@ -194,29 +194,28 @@ class Engine:
         gather, reduce = _collectives(self.accelerator)
         return batch, StepContext(rng, progress, draw, gather, reduce)
 
-    def _any(self, here: bool) -> bool:
+    def on_any(self, here: bool) -> bool:
         """Whether it is so on any device; all of them must leave the loop at the same step."""
         if self.world == 1:
             return here
         found = self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device), "sum")
         return bool(found.item() > 0)
 
-    def _log(self, tracker: Tracker | None, step: int, run: Path) -> None:
+    def log(self, tracker: Tracker | None, step: int, run: Path) -> None:
         """Write the means since the last row; the only place where the host waits for the device."""
         self._check_finite(step, run)
         count = len(self.window)
         names = list(self.window[0].scalars)
         table = torch.stack([torch.stack([row.loss, *(row.scalars[name] for name in names)]) for row in self.window])
         means = self.accelerator.reduce(table.mean(0), "mean").tolist()
-        now, waited = perf_counter(), self.loader.waited
-        seconds = max(now - self._row_began, 1e-9)
+        seconds = max(perf_counter() - self._row_began, 1e-9)
         images = count * self.settings.batch * self.settings.accumulation * self.world
         row = dict(zip(["loss", *names], means, strict=True))
         row |= {"lr": self.job.optim.lr * lr_factor(step - 1, self.steps, self.job.schedule)}
         row |= {"progress": step / self.steps, "samples_per_s": images / seconds}
-        row |= {"data_wait": (waited - self._waited_before) / seconds, "seconds": seconds}
-        self._row_began, self._waited_before = now, waited
+        row |= {"data_wait": (self.loader.waited - self._waited_before) / seconds, "seconds": seconds}
         self.window.clear()
+        self.begin_row()
         if tracker is not None:
             tracker.row(step, row)
 
@@ -226,7 +225,7 @@ class Engine:
         if saving and message is None:
             tensor = not_finite(self.accelerator.unwrap_model(self.task).state_dict())
             message = tensor and f"'{tensor}' is not finite after step {step}, though every loss and gradient was."
-        if not self._any(message is not None):
+        if not self.on_any(message is not None):
             return
         if message is None:
             raise RunError("the training of another process is not finite; its message says where.")
@@ -237,7 +236,8 @@ class Engine:
             "the same images again, look at them."
         )
 
-    def _save(self, run: Path, step: int, seconds: float) -> None:
+    def save(self, run: Path, step: int, seconds: float) -> None:
+        """Write a checkpoint, on the main process."""
         if not self.main:
             return
         state = {"optimiser": self.optimiser.state_dict()}
@@ -274,71 +274,6 @@ class Engine:
                 f"{folders[-1]}: optimiser.pt or progress.json is not this run's ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}). Delete this folder; --resume then takes the checkpoint before it."
             ) from error
-
-    def rehearse(self, near: Path) -> Costs:
-        """Do in a temporary folder what a run does, for at least 10 seconds, and leave nothing behind.
-
-        Args:
-            near: Existing folder on the disk that the run will be on.
-
-        Raises:
-            RunError: If the loss is not finite, the disk cannot be written, or a signal came.
-        """
-        device, batches = self.accelerator.device, self.loader.batches()
-        block = min(self.settings.log_every, 6)
-        began = self._row_began = perf_counter()
-        reset_peak(device)
-        self._waited_before = 0.0
-        with _rehearsal_folder(near) as run, stop_signals() as stop:
-            with Tracker(run, self.steps, 0, "dry run") as tracker:
-                first = self._rehearse_steps(1, batches, run, tracker, draw=True, since=began)
-                self._rehearse_steps(2, batches, run, tracker)
-                done, seconds, waited = 0, 0.0, self.loader.waited
-                while self._any(done < 6 or seconds < ENOUGH) and not self._any(stop.asked):
-                    seconds += self._rehearse_steps(block, batches, run, tracker)
-                    done += block
-                waited = self.loader.waited - waited
-                drawing = self._rehearse_steps(1, batches, run, tracker, draw=True)
-            began = perf_counter()
-            self._save(run, 1, 0.0)
-            saving = perf_counter() - began
-            size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*")) / 2**20
-        if stop.asked:
-            raise RunError("the dry run was stopped by a signal.")
-        step = seconds / done
-        return Costs(first, step, max(0.0, drawing - step), saving, size, peak_mb(device), waited / seconds, done)
-
-    def _rehearse_steps(
-        self,
-        count: int,
-        batches: Iterator[RawBatch],
-        run: Path,
-        tracker: Tracker,
-        draw: bool = False,
-        since: float | None = None,
-    ) -> float:
-        """Seconds of `count` steps with a row of the log after them, as in `fit`."""
-        began = perf_counter() if since is None else since
-        for _ in range(count):
-            output = self._step(0, batches, draw)
-        if draw:
-            tracker.pictures(1, output.pictures)
-        self._log(tracker, 1, run)
-        return perf_counter() - began
-
-
-@contextmanager
-def _rehearsal_folder(near: Path) -> Iterator[Path]:
-    """A temporary folder, while nothing is said."""
-    quiet = console.quiet
-    console.quiet = True
-    try:
-        with TemporaryDirectory(prefix=".prevox-dry-run-", dir=near) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise RunError(f"{near}: cannot be written ({error.strerror}). Choose another --out.") from None
-    finally:
-        console.quiet = quiet
 
 
 def _accelerator(settings: TrainConfig) -> Any:

@@ -1,11 +1,27 @@
-"""What a whole run will take, from what its parts took in a rehearsal (`Engine.rehearse`)."""
+"""What a whole run will take: its parts, done in a temporary folder, and counted as often as the run has them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+from prevox.console import console
+from prevox.data.dataset import RawBatch
+from prevox.data.store import CACHE_BYTES
+from prevox.errors import RunError
+from prevox.signals import stop_signals
+from prevox.train.engine import Engine
+from prevox.train.memory import peak_mb, reset_peak
+from prevox.train.tracking import Tracker
+
+ENOUGH = 10.0  # seconds of steps from which the time of one is taken
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What was measured.
+class Estimate:
+    """What was measured, and how often a run has it.
 
     Attributes:
         first: Seconds of the first step with its pictures, and of all that is loaded or set up at its first use.
@@ -16,6 +32,9 @@ class Costs:
         peak_mb: Largest memory, of a GPU or else of this process.
         waiting: Share of a later step spent waiting for reads.
         timed: Later steps that were timed.
+        steps: Steps of the run.
+        pictures: Steps of the run that make pictures, the first included.
+        checkpoints: Checkpoints of the run.
     """
 
     first: float
@@ -26,7 +45,104 @@ class Costs:
     peak_mb: float
     waiting: float
     timed: int
+    steps: int
+    pictures: int
+    checkpoints: int
 
-    def seconds(self, steps: int, pictures: int, checkpoints: int) -> float:
+    @property
+    def seconds(self) -> float:
         """The whole run's, as summary.json counts them: from the first step to the last checkpoint."""
-        return self.first + (steps - 1) * self.step + (pictures - 1) * self.picture + checkpoints * self.checkpoint
+        later = (self.steps - 1) * self.step + (self.pictures - 1) * self.picture
+        return self.first + later + self.checkpoints * self.checkpoint
+
+
+def rehearse(engine: Engine, near: Path) -> Estimate:
+    """Do what a run does in a temporary folder, for at least 10 seconds, and leave nothing behind.
+
+    Args:
+        engine: Of the run; its task has learnt a little afterwards.
+        near: Existing folder on the disk that the run will be on.
+
+    Raises:
+        RunError: If the loss is not finite, the disk cannot be written, or a signal came.
+    """
+    batches, block = engine.loader.batches(), min(engine.settings.log_every, 6)
+    began = perf_counter()
+    reset_peak(engine.accelerator.device)
+    with _temporary_run(near) as run, stop_signals() as stop:
+        with Tracker(run, engine.steps, 0, "dry run") as tracker:
+            steps = _Steps(engine, batches, run, tracker)
+            steps.seconds(1, draw=True)
+            first = perf_counter() - began
+            steps.seconds(2)
+            timed, seconds, waited = 0, 0.0, engine.loader.waited
+            while engine.on_any(timed < 6 or seconds < ENOUGH) and not engine.on_any(stop.asked):
+                seconds += steps.seconds(block)
+                timed += block
+            waited = engine.loader.waited - waited
+            _fill_cache(batches, engine)
+            drawing = steps.seconds(1, draw=True)
+        began = perf_counter()
+        engine.save(run, 1, 0.0)
+        saving = perf_counter() - began
+        size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*"))
+    if stop.asked:
+        raise RunError("the dry run was stopped by a signal.")
+    step = seconds / timed
+    return Estimate(
+        first=first,
+        step=step,
+        picture=max(0.0, drawing - step),
+        checkpoint=saving,
+        checkpoint_mb=size / 2**20,
+        peak_mb=peak_mb(engine.accelerator.device),
+        waiting=waited / seconds,
+        timed=timed,
+        steps=engine.steps,
+        pictures=sum(engine.draws(step) for step in range(engine.steps)),
+        checkpoints=sum(engine.saves(step + 1) for step in range(engine.steps)),
+    )
+
+
+@dataclass
+class _Steps:
+    """Steps as `Engine.fit` does them."""
+
+    engine: Engine
+    batches: Iterator[RawBatch]
+    run: Path
+    tracker: Tracker
+
+    def seconds(self, count: int, draw: bool = False) -> float:
+        """Seconds of some steps with one row of the log, at which the host waits for the device."""
+        began = perf_counter()
+        self.engine.begin_row()
+        for _ in range(count):
+            output = self.engine.train_step(0, self.batches, draw)
+        if draw:
+            self.tracker.pictures(1, output.pictures)
+        self.engine.log(self.tracker, 1, self.run)
+        return perf_counter() - began
+
+
+def _fill_cache(batches: Iterator[RawBatch], engine: Engine) -> None:
+    """Read on until the store's cache holds what it would in the course of the run, or for a while."""
+    began, read = perf_counter(), 0
+    for _ in range(engine.steps * engine.settings.accumulation):
+        if read > CACHE_BYTES or perf_counter() - began > ENOUGH:
+            return
+        read += sum(view.nbytes for group in next(batches).groups.values() for view in group.voxels_BCDHW)
+
+
+@contextmanager
+def _temporary_run(near: Path) -> Iterator[Path]:
+    """A temporary folder, and no word meanwhile."""
+    quiet = console.quiet
+    console.quiet = True
+    try:
+        with TemporaryDirectory(prefix=".prevox-dry-run-", dir=near) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise RunError(f"{near}: cannot be written ({error.strerror}). Choose another --out.") from None
+    finally:
+        console.quiet = quiet

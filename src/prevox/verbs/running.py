@@ -13,6 +13,7 @@ from prevox.errors import DISK_FULL, RunError
 from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
+from prevox.train.estimate import rehearse
 from prevox.train.optim import count_parameters
 from prevox.train.run_folder import check_run, environment, write_json, write_run
 
@@ -94,28 +95,26 @@ def train_run(
 def dry_run(config: RunConfig, job: Job) -> RunResult:
     """Rehearse on the real data and print what the whole run would take; nothing is left on the disk."""
     engine = Engine(job)
-    near = next(folder for folder in config.out.absolute().parents if folder.is_dir())
-    costs = engine.rehearse(near)
-    pictures = sum(engine.draws(step) for step in range(engine.steps))
-    checkpoints = sum(engine.saves(step + 1) for step in range(engine.steps))
-    seconds = costs.seconds(engine.steps, pictures, checkpoints)
-    rate = config.train.batch * config.train.accumulation * engine.world / costs.step
-    table = Table(title=f"dry run: estimate from {costs.timed} real steps", show_header=False)
+    found = rehearse(engine, next(folder for folder in config.out.absolute().parents if folder.is_dir()))
+    rate = config.train.batch * config.train.accumulation * engine.world / found.step
+    table = Table(title=f"dry run: estimate from {found.timed} real steps", show_header=False)
     table.add_row("parameters to train", f"{count_parameters(job.task) / 1e6:.2f} M")
-    table.add_row("steps", f"{engine.steps}")
-    table.add_row("time per step", f"{costs.step:.3f} s, {costs.waiting:.0%} of it waiting for data")
+    table.add_row("steps", f"{found.steps}")
+    table.add_row("time per step", f"{found.step:.3f} s, {found.waiting:.0%} of it waiting for data")
     table.add_row("throughput", f"{rate:.2f} images/s")
-    table.add_row("pictures", f"{pictures} times {costs.picture:.1f} s")
-    table.add_row("checkpoints", f"{checkpoints} times {costs.checkpoint:.1f} s, {costs.checkpoint_mb:.0f} MB each")
-    table.add_row("peak memory", f"{costs.peak_mb:.0f} MB on {engine.accelerator.device}")
-    table.add_row("whole run", f"{_duration(seconds)}, after the start-up")
+    table.add_row("pictures", f"{found.pictures} times {found.picture:.1f} s")
+    table.add_row(
+        "checkpoints", f"{found.checkpoints} times {found.checkpoint:.1f} s, {found.checkpoint_mb:.0f} MB each"
+    )
+    table.add_row("peak memory", f"{found.peak_mb:.0f} MB on {engine.accelerator.device}")
+    table.add_row("whole run", f"{_duration(found.seconds)}, after the start-up")
     console.print(table)
     estimate = {
-        "seconds_per_step": costs.step,
-        "seconds": seconds,
-        "peak_mb": costs.peak_mb,
-        "checkpoint_mb": costs.checkpoint_mb,
-        "steps": float(engine.steps),
+        "seconds_per_step": found.step,
+        "seconds": found.seconds,
+        "peak_mb": found.peak_mb,
+        "checkpoint_mb": found.checkpoint_mb,
+        "steps": float(found.steps),
     }
     return RunResult(config.out, finished=False, seconds=0.0, estimate=estimate)
 

@@ -17,7 +17,6 @@ from prevox.signals import stop_signals
 from prevox.task import Batch, Picture, StepContext, StepOutput, Task, ViewGroup
 from prevox.train.checkpoint import checkpoint_folders, save_checkpoint
 from prevox.train.engine import Engine, Job
-from prevox.train.estimate import Costs
 from prevox.train.schedule import lr_factor
 
 pytestmark = pytest.mark.unit
@@ -149,7 +148,9 @@ def test_a_state_that_is_not_finite_is_not_saved(tiny_store: Path, tmp_path: Pat
 def test_the_norm_that_is_watched_is_the_gradients(tiny_store: Path) -> None:
     made = engine(tiny_store, Toy(dropout=0.0), optim={"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0})
     before = [parameter.detach().clone() for parameter in made.task.parameters()]
-    made._step(2, made.loader.batches(), draw=False)  # step 2 of 7: the ramp of 2 steps is over, the rate is the peak
+    made.train_step(
+        2, made.loader.batches(), draw=False
+    )  # step 2 of 7: the ramp of 2 steps is over, the rate is the peak
     moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, made.task.parameters(), strict=True)])
     assert made.window[0].norm.item() == pytest.approx(moved.norm().item(), rel=1e-4)
 
@@ -215,17 +216,6 @@ def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tiny_store: Path, tmp_path: Pa
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         engine(tiny_store, precision="fp16")
-
-
-def test_a_rehearsal_leaves_nothing_and_its_costs_add_up(tiny_store: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("prevox.train.engine.ENOUGH", 0.0)
-    costs = engine(tiny_store, log_every=2).rehearse(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert costs.timed == 6  # three blocks of two steps
-    assert costs.peak_mb > 10
-    assert costs.checkpoint_mb > 0
-    # by hand: 0.5 + 9 steps of 2 + 2 further pictures of 3 + 4 checkpoints of 1
-    assert Costs(0.5, 2, 3, 1, 0, 0, 0, 6).seconds(steps=10, pictures=3, checkpoints=4) == 28.5
 
 
 def test_the_log_is_json_lines(tiny_store: Path, tmp_path: Path) -> None:
