@@ -93,6 +93,7 @@ def loaded_modules(code: str) -> set[str]:
         "import prevox",
         "from prevox.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass",
         "from prevox.cli.main import main\ntry:\n    main(['pretrain', '--help'])\nexcept SystemExit: pass",
+        "import prevox.verbs.doctor",
         "from prevox.cli.main import VERBS, schema_of\nfor verb in VERBS: schema_of(verb, {})",
     ],
 )

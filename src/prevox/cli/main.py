@@ -56,7 +56,7 @@ VERBS: dict[str, Verb] = {
     ),
     "demo": Verb("prevox.config.tools:DemoConfig", "prevox.verbs.demo:demo", "the whole chain on generated phantoms"),
     "list": Verb("prevox.config.tools:ListConfig", "prevox.verbs.tools:list_all", "methods, models, recipes, layouts"),
-    "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.tools:doctor", "is this machine fit"),
+    "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.doctor:doctor", "is this machine fit"),
 }
 WITH_RECIPE = ("pretrain", "finetune")  # the verbs that train
 

@@ -34,3 +34,9 @@ class DoctorConfig(Config):
 
     folder: Path = Path()
     """Folder whose disk is looked at."""
+    store: Path | None = None
+    """Also look at this store."""
+    run: Path | None = None
+    """Also look at this run folder."""
+    out: Path | None = None
+    """Also write everything to this JSON file."""

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prevox import __version__
 from prevox.config.base import read_yaml, write_yaml
 from prevox.config.runs import RunConfig
@@ -81,14 +79,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def environment(store_hash: str) -> dict[str, Any]:
     """What a reader needs to judge or repeat the run: versions, machine, command, data."""
+    import torch  # here, because `doctor` reports a machine without it
+
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "prevox": __version__,
-        "git": _git_revision(),
+        "git": git_revision(),
         "command": shlex.join(["prevox", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "prevox" else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": cuda,
@@ -134,7 +134,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Revision of the checkout that this file belongs to; None where it is merely installed inside someone's."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
@@ -148,7 +148,8 @@ def _git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -8,6 +8,7 @@ from prevox.cli.main import run as run_verb
 from prevox.config.tools import DemoConfig
 from prevox.console import console
 from prevox.data.phantom import write_phantoms
+from prevox.errors import RunError
 
 SPACING = (2.0, 2.0, 2.0)  # mm; coarse, so that a demo of minutes sees each phantom often enough
 SIZE = (32, 32, 32)
@@ -35,7 +36,7 @@ def demo(config: DemoConfig) -> Path:
     run_verb("prepare", {"catalogue": out / "catalogue.parquet", "out": out / "store", "spacing": SPACING})
     common: dict[str, Any] = {"store": out / "store", "resume": True}
     _say("3/7 pre-training on the training subjects' images, without labels")
-    run_verb(
+    _train(
         "pretrain",
         {
             **common,
@@ -48,7 +49,7 @@ def demo(config: DemoConfig) -> Path:
     arms = {"scratch": True, "pretrained": False}  # the report shows the difference of the later to the first
     for number, (arm, scratch) in enumerate(arms.items(), start=4):
         _say(f"{number}/7 fine-tuning with {config.labels} labelled phantoms: {arm}")
-        run_verb(
+        _train(
             "finetune",
             {
                 **common,
@@ -71,6 +72,16 @@ def demo(config: DemoConfig) -> Path:
     page: Path = run_verb("report", {"runs": runs, "out": out / "report.html", "title": "Prevox demo"})
     console.print(f"\ndemo: done in {perf_counter() - began:.0f} s. Open {page}")
     return page
+
+
+def _train(verb: str, settings: dict[str, Any]) -> None:
+    """Run a verb that trains; one that a signal has stopped must not be built upon.
+
+    Raises:
+        RunError: If a signal has stopped it.
+    """
+    if not run_verb(verb, settings).finished:
+        raise RunError(f"{settings['out']}: stopped by a signal; its state is saved. Repeat the call to go on.")
 
 
 def _say(what: str) -> None:
