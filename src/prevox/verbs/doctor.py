@@ -32,7 +32,7 @@ CORE = {
     "torch": "torch", "accelerate": "accelerate", "numpy": "numpy", "scipy": "scipy", "pandas": "pandas",
     "pyarrow": "pyarrow", "nibabel": "nibabel", "SimpleITK": "SimpleITK", "tensorstore": "tensorstore",
     "pydantic": "pydantic", "tyro": "tyro", "pyyaml": "yaml", "safetensors": "safetensors", "psutil": "psutil",
-    "rich": "rich", "tensorboard": "tensorboard", "matplotlib": "matplotlib", "jinja2": "jinja2",
+    "rich": "rich", "tensorboard": "tensorboard", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL",
 }  # fmt: skip
 EXTRAS = {
     "dask": "distributed",
