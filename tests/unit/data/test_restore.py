@@ -6,6 +6,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tests.unit.data.strategies import affines, shapes
 
+from prevox.data import restore
 from prevox.data.geometry import (
     Grid,
     canonical_axes,
@@ -83,7 +84,7 @@ def test_way_back_puts_scores_where_they_belong(affine, shape, spacing):
 
 
 def test_labels_back_are_the_largest_interpolated_score(monkeypatch):
-    monkeypatch.setattr("prevox.data.restore._SLAB_VOXELS", 50)  # several slabs
+    monkeypatch.setitem(restore._BLOCK, "cpu", 300)  # many blocks
     rng = np.random.default_rng(3)
     affine = diagonal(-1.5, 1.0, 0.8, origin=(3, 4, 5))
     source = Grid((7, 9, 11), affine)
