@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prevox.errors import ConfigError
 from prevox.models.vit import ViT
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
