@@ -117,11 +117,20 @@ class _Axis:
         """These rows of the source along one axis, from the prepared voxels that they need."""
         if self.exact:
             return x_KZYX
-        needed = self.needed(rows)
-        shape = [-1 if other == axis else 1 for other in range(4)]
-        share = torch.from_numpy(self.share[rows]).to(x_KZYX.device).reshape(shape)
-        low, high = (_take(x_KZYX, np.searchsorted(needed, index[rows]), axis) for index in (self.lower, self.upper))
-        return torch.lerp(low, high, share)
+        needed, share = self.needed(rows), self.share[rows]
+        lower, upper = (np.searchsorted(needed, index[rows]) for index in (self.lower, self.upper))
+        if axis == 3:
+            low, high = _take(x_KZYX, lower, 3), _take(x_KZYX, upper, 3)
+            return torch.lerp(low, high, torch.from_numpy(share).to(x_KZYX.device))
+        # few rows and columns: one product of matrices takes a third of the time of two copies and their mean
+        number = np.arange(len(share))
+        matrix = np.zeros((len(share), len(needed)), np.float32)
+        matrix[number, lower] = 1 - share
+        matrix[number, upper] += share
+        weights = torch.from_numpy(matrix).to(x_KZYX.device)
+        if axis == 2:
+            return torch.matmul(weights, x_KZYX)
+        return torch.matmul(weights, x_KZYX.flatten(2)).unflatten(2, x_KZYX.shape[2:])
 
 
 def _take(x_KZYX: Tensor, index: np.ndarray, axis: int) -> Tensor:
@@ -231,6 +240,6 @@ class WayBack:
             needed = a.needed(r) - (first if axis == 0 else 0)
             block = _take(block, needed, axis + 1)
         block = scores(block).float()
-        for axis, (a, r) in enumerate(zip(self._axes, rows, strict=True)):
-            block = a.interpolate(block, axis + 1, r)
+        for axis in (2, 0, 1):  # the costliest per voxel first, while there are few
+            block = self._axes[axis].interpolate(block, axis + 1, rows[axis])
         return block

@@ -10,6 +10,7 @@ the same in the buffer.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -88,8 +89,11 @@ def _outputs(
     flat: bool,
 ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """First voxel (z, y, x) of each window and what the network makes of it, (F, *window); z never decreases."""
-    corners = itertools.product(*grid)
-    while group := list(itertools.islice(corners, batch)):
+    corners = list(itertools.product(*grid))
+    groups = math.ceil(len(corners) / batch)
+    for number in range(groups):
+        # alike in size: for a single small map torch takes a slow way, so the last window had better not be alone
+        group = corners[number * len(corners) // groups : (number + 1) * len(corners) // groups]
         boxes = [tuple(slice(s, s + side) for s, side in zip(corner, window, strict=True)) for corner in group]
         x = torch.stack([image_CDHW[:, *box] for box in boxes]).to(device)
         y = network(x[:, :, 0]).unsqueeze(2) if flat else network(x)
