@@ -1,6 +1,6 @@
 """Whole volumes through a network: Prevox's streaming sliding window against MONAI's, in one process, interleaved.
 
-    python benchmarks/sliding_window.py                              # 96 × 128 × 128, window 32 × 48 × 32, minutes
+    python benchmarks/sliding_window.py                              # 96 × 128 × 128, window 32 × 48 × 32: minutes
     python benchmarks/sliding_window.py --shape 192 256 256 --window 64 64 64 --runs 5
 
 From one image (float32) and one network both make a label map (uint8), with windows that overlap by half, the same

@@ -74,7 +74,7 @@ def best_class(scores_KZYX: Tensor) -> np.ndarray:
     kind = np.min_scalar_type(max(1, len(scores_KZYX) - 1))
     if scores_KZYX.is_cuda:
         return scores_KZYX.argmax(0).cpu().numpy().astype(kind)
-    # argmax along an outer axis took 4 (numpy) to 100 (torch) times as long as these four vectorised steps per class
+    # argmax along the outermost axis is slow in numpy and slower in torch; these four steps per class are vectorised
     first_ZYX, *others = scores_KZYX.numpy()
     best_ZYX, winner_ZYX = first_ZYX.copy(), np.zeros(first_ZYX.shape, kind)
     larger_ZYX, index_ZYX = np.empty(first_ZYX.shape, bool), np.empty_like(winner_ZYX)
@@ -122,7 +122,7 @@ class _Axis:
         if axis == 3:
             low, high = _take(x_KZYX, lower, 3), _take(x_KZYX, upper, 3)
             return torch.lerp(low, high, torch.from_numpy(share).to(x_KZYX.device))
-        # few rows and columns: one product of matrices takes a third of the time of two copies and their mean
+        # few rows and columns: a product of small matrices is faster than two copies and their mean
         number = np.arange(len(share))
         matrix = np.zeros((len(share), len(needed)), np.float32)
         matrix[number, lower] = 1 - share
@@ -140,7 +140,7 @@ def _take(x_KZYX: Tensor, index: np.ndarray, axis: int) -> Tensor:
     places = torch.from_numpy(index).to(x_KZYX.device)
     if axis < 3:
         return x_KZYX.index_select(axis, places)
-    return x_KZYX.gather(axis, places.expand(*x_KZYX.shape[:3], -1))  # index_select took eight times as long on a CPU
+    return x_KZYX.gather(axis, places.expand(*x_KZYX.shape[:3], -1))  # index_select is much slower here on a CPU
 
 
 @dataclass(frozen=True, eq=False)
