@@ -156,7 +156,7 @@ class PredictConfig(Config):
     batch: Annotated[int, Field(ge=1)] = 4
     """Windows per forward pass."""
     probabilities: bool = False
-    """Also write class probabilities (float32, one channel per class)."""
+    """Also write class probabilities (float32, one channel per class); all of them are held in memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
 

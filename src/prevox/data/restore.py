@@ -1,29 +1,30 @@
 """The way back: from scores on the prepared grid to the source's own grid.
 
-Scores are interpolated linearly along each axis, class by class and slab by slab. Where the grids differ only by
-permutation, flips and crop, nothing is interpolated and the result is exact.
+Planes come in order, a few at a time, and leave in blocks of the source: all scores of a few voxels at once, never all
+scores of the volume. They are interpolated linearly along each axis. Where the grids differ only by permutation, flips
+and crop, nothing is interpolated and the result is exact.
 
-Shape suffixes: K classes, R regions, Z Y X canonical axes, I J K source axes.
+Shape suffixes: F features, K classes, R regions, Z Y X canonical axes, I J K source axes.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prevox.data.geometry import Grid, canonical_axes, orientation_of, reorient
 from prevox.errors import DataError
 
-_SLAB_VOXELS = 1 << 20  # voxels of the source grid that are interpolated at a time
+# scores of the source grid that are interpolated at a time: few enough for the processor's cache, more on a GPU
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
 _ON_GRID = 1e-4  # voxels; positions nearer than this to a voxel's centre are that voxel
 
 
 def to_source(scores_KZYX: np.ndarray, prepared: Grid, source: Grid) -> np.ndarray:
     """Bring class scores back to the source's grid and take the best class of each voxel.
-
-    Scores are interpolated linearly, class by class and slab by slab, so memory beyond the result depends neither on
-    the number of classes nor on the size of the source. Where the grids differ by permutation, flips and crop only,
-    nothing is interpolated and the result is exact.
 
     Args:
         scores_KZYX: Scores of K classes on the prepared grid; class 0 is the background.
@@ -37,17 +38,12 @@ def to_source(scores_KZYX: np.ndarray, prepared: Grid, source: Grid) -> np.ndarr
     Raises:
         DataError: If the grids do not belong together.
     """
-    frame = _Frame.between(_checked_grid(scores_KZYX, prepared), source)
-    labels_ZYX = np.zeros(frame.shape, np.min_scalar_type(max(1, len(scores_KZYX) - 1)))
-    for rows, window in frame.slabs():
-        best = frame.interpolate(scores_KZYX[0], rows)
-        winner = np.zeros(best.shape, labels_ZYX.dtype)
-        for index in range(1, len(scores_KZYX)):
-            score = frame.interpolate(scores_KZYX[index], rows)
-            np.copyto(winner, index, where=score > best)
-            np.maximum(best, score, out=best)
-        labels_ZYX[window] = winner
-    return frame.turn_back(labels_ZYX)
+    way = WayBack.between(prepared, source)
+    labels_IJK = np.zeros(source.shape, np.min_scalar_type(max(1, len(scores_KZYX) - 1)))
+    labels_ZYX = way.turned(labels_IJK)
+    for window, block_KZYX in way.blocks([torch.from_numpy(scores_KZYX)]):
+        labels_ZYX[window] = best_class(block_KZYX)
+    return labels_IJK
 
 
 def scores_to_source(scores_RZYX: np.ndarray, prepared: Grid, source: Grid, outside: float = 0.0) -> np.ndarray:
@@ -65,17 +61,29 @@ def scores_to_source(scores_RZYX: np.ndarray, prepared: Grid, source: Grid, outs
     Raises:
         DataError: If the grids do not belong together.
     """
-    frame = _Frame.between(_checked_grid(scores_RZYX, prepared), source)
-    result_RZYX = np.full((len(scores_RZYX), *frame.shape), outside, np.float32)
-    for rows, window in frame.slabs():
-        for index, scores in enumerate(scores_RZYX):
-            result_RZYX[(index, *window)] = frame.interpolate(scores, rows)
-    return frame.turn_back(result_RZYX)
+    way = WayBack.between(prepared, source)
+    result_RIJK = np.full((len(scores_RZYX), *source.shape), outside, np.float32)
+    result_RZYX = way.turned(result_RIJK)
+    for window, block_RZYX in way.blocks([torch.from_numpy(scores_RZYX)]):
+        result_RZYX[:, *window] = block_RZYX.numpy()
+    return result_RIJK
 
 
-def _checked_grid(scores_KZYX: np.ndarray, prepared: Grid) -> Grid:
-    assert scores_KZYX.shape[1:] == tuple(prepared.shape), (scores_KZYX.shape, prepared.shape)
-    return prepared
+def best_class(scores_KZYX: Tensor) -> np.ndarray:
+    """Index of the largest score of each voxel, the smaller one where two are level, in the smallest unsigned type."""
+    kind = np.min_scalar_type(max(1, len(scores_KZYX) - 1))
+    if scores_KZYX.is_cuda:
+        return scores_KZYX.argmax(0).cpu().numpy().astype(kind)
+    # argmax along the outermost axis is slow in numpy and slower in torch; these four steps per class are vectorised
+    first_ZYX, *others = scores_KZYX.numpy()
+    best_ZYX, winner_ZYX = first_ZYX.copy(), np.zeros(first_ZYX.shape, kind)
+    larger_ZYX, index_ZYX = np.empty(first_ZYX.shape, bool), np.empty_like(winner_ZYX)
+    for index, score_ZYX in enumerate(others, start=1):
+        np.greater(score_ZYX, best_ZYX, out=larger_ZYX)
+        np.multiply(larger_ZYX, kind.type(index), out=index_ZYX)
+        np.maximum(winner_ZYX, index_ZYX, out=winner_ZYX)
+        np.maximum(best_ZYX, score_ZYX, out=best_ZYX)
+    return winner_ZYX
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +95,7 @@ class _Axis:
     lower: np.ndarray
     upper: np.ndarray
     share: np.ndarray  # weight of upper
-    exact: bool  # the source voxels are prepared voxels, lower[0] and on
+    exact: bool  # the source voxels are prepared voxels, `lower` and `upper` alike
 
     @classmethod
     def between(cls, size: int, prepared_size: int, scale: float, offset: float) -> "_Axis":
@@ -98,33 +106,59 @@ class _Axis:
         nearest = np.rint(position)
         exact = bool((np.abs(position - nearest) < _ON_GRID).all() and (np.diff(nearest) == 1).all())
         lower = (nearest if exact else np.floor(position)).astype(int)
-        upper = np.minimum(lower + 1, prepared_size - 1)
+        upper = lower if exact else np.minimum(lower + 1, prepared_size - 1)
         return cls(start, stop, lower, upper, (position - lower).astype(np.float32), exact)
 
-    def take(self, x_ZYX: np.ndarray, axis: int, rows: slice = slice(None)) -> np.ndarray:
-        """Interpolate along one axis at these rows of the source."""
-        lower, upper = self.lower[rows], self.upper[rows]
+    def needed(self, rows: slice) -> np.ndarray:
+        """Prepared voxels between which these rows of the source lie, ascending."""
+        return np.unique(np.concatenate([self.lower[rows], self.upper[rows]]))
+
+    def interpolate(self, x_KZYX: Tensor, axis: int, rows: slice) -> Tensor:
+        """These rows of the source along one axis, from the prepared voxels that they need."""
         if self.exact:
-            window = [slice(None)] * 3
-            window[axis] = slice(lower[0], lower[-1] + 1)
-            return x_ZYX[tuple(window)]
-        low = np.take(x_ZYX, lower, axis).astype(np.float32, copy=False)
-        difference = np.take(x_ZYX, upper, axis) - low
-        difference *= self.share[rows].reshape([-1 if other == axis else 1 for other in range(3)])
-        return np.add(low, difference, out=low)
+            return x_KZYX
+        needed, share = self.needed(rows), self.share[rows]
+        lower, upper = (np.searchsorted(needed, index[rows]) for index in (self.lower, self.upper))
+        if axis == 3:
+            low, high = _take(x_KZYX, lower, 3), _take(x_KZYX, upper, 3)
+            return torch.lerp(low, high, torch.from_numpy(share).to(x_KZYX.device))
+        # few rows and columns: a product of small matrices is faster than two copies and their mean
+        number = np.arange(len(share))
+        matrix = np.zeros((len(share), len(needed)), np.float32)
+        matrix[number, lower] = 1 - share
+        matrix[number, upper] += share
+        weights = torch.from_numpy(matrix).to(x_KZYX.device)
+        if axis == 2:
+            return torch.matmul(weights, x_KZYX)
+        return torch.matmul(weights, x_KZYX.flatten(2)).unflatten(2, x_KZYX.shape[2:])
+
+
+def _take(x_KZYX: Tensor, index: np.ndarray, axis: int) -> Tensor:
+    """Copy voxels along one axis; a view where they lie side by side."""
+    if (np.diff(index) == 1).all():
+        return x_KZYX.narrow(axis, int(index[0]), len(index))
+    places = torch.from_numpy(index).to(x_KZYX.device)
+    if axis < 3:
+        return x_KZYX.index_select(axis, places)
+    return x_KZYX.gather(axis, places.expand(*x_KZYX.shape[:3], -1))  # index_select is much slower here on a CPU
 
 
 @dataclass(frozen=True, eq=False)
-class _Frame:
+class WayBack:
     """The source's grid turned to canonical axes, with the prepared grid laid over it axis by axis."""
 
-    shape: tuple[int, ...]  # of the source along its canonical axes
-    axes: list[_Axis]
-    permutation: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
+    _axes: list[_Axis]
+    _prepared: tuple[int, int, int]
+    _permutation: tuple[int, int, int]
+    _flips: tuple[bool, bool, bool]
 
     @classmethod
-    def between(cls, prepared: Grid, source: Grid) -> "_Frame":
+    def between(cls, prepared: Grid, source: Grid) -> "WayBack":
+        """The way from a prepared grid to the source that it was made from.
+
+        Raises:
+            DataError: If the grids do not belong together.
+        """
         permutation, flips = canonical_axes(source.affine, source.shape)
         canonical, affine = reorient(np.broadcast_to(np.uint8(0), source.shape), source.affine, permutation, flips)
         step = np.linalg.solve(prepared.affine, affine)
@@ -139,30 +173,73 @@ class _Frame:
                 remedy="Prepare the image anew.",
             )
         axes = [_Axis.between(canonical.shape[a], prepared.shape[a], scales[a], step[a, 3]) for a in range(3)]
-        return cls(canonical.shape, axes, permutation, flips)
+        return cls(axes, prepared.shape, permutation, flips)
 
-    def slabs(self) -> Iterator[tuple[slice, tuple[slice, slice, slice]]]:
-        """Rows of the first axis's list and the window of the canonical source that they fill, slab by slab."""
-        z, y, x = self.axes
-        if min(len(axis.lower) for axis in self.axes) == 0:
+    def turned(self, array_IJK: np.ndarray) -> np.ndarray:
+        """An array in the source's order, with any leading axes, as a view (Z, Y, X) along its canonical axes."""
+        return reorient(array_IJK, np.eye(4), self._permutation, self._flips)[0]
+
+    @torch.inference_mode()
+    def blocks(
+        self, planes: Iterable[Tensor], scores: Callable[[Tensor], Tensor] = lambda x_FZYX: x_FZYX
+    ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+        """Interpolate scores at the source's voxels; nothing is kept but the planes that are still needed.
+
+        Args:
+            planes: What the scores are made of, (F, planes, Y, X), from the first plane of the prepared grid to the
+                last, any number at a time.
+            scores: (F, Z, Y, X) to (K, Z, Y, X), voxel by voxel. It sees some voxels several times.
+
+        Yields:
+            Window of the canonical source, and its scores (K, Z, Y, X), float32. Windows do not overlap; together they
+            fill the prepared field of view.
+        """
+        z = self._axes[0]
+        first, done = 0, 0  # plane that `held` begins with; rows of the source that are finished
+        held_FZYX: Tensor | None = None
+        for new_FZYX in planes:
+            assert new_FZYX.shape[2:] == self._prepared[1:], (new_FZYX.shape, self._prepared)
+            held_FZYX = new_FZYX if held_FZYX is None else torch.cat([held_FZYX, new_FZYX], dim=1)
+            end = first + held_FZYX.shape[1]
+            ready = int(np.searchsorted(z.upper, end))  # the first row that needs a later plane
+            for rows in self._tiles(done, ready, held_FZYX, scores):
+                yield self._window(rows), self._block(rows, held_FZYX, first, scores)
+            keep = min(end, int(z.lower[ready])) if ready < len(z.lower) else end
+            held_FZYX = held_FZYX[:, keep - first :].clone() if keep < end else None
+            first, done = keep, ready
+        assert first == self._prepared[0], (first, self._prepared)
+
+    def _tiles(
+        self, start: int, stop: int, held_FZYX: Tensor, scores: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[slice, slice, slice]]:
+        """Rows of each axis's list, from start to stop along z, so few at a time that their scores are a block."""
+        _, y, x = self._axes
+        if start == stop or not len(y.lower) or not len(x.lower):
             return
-        count = max(1, _SLAB_VOXELS // (len(y.lower) * len(x.lower)))
-        for first in range(0, len(z.lower), count):
-            last = min(first + count, len(z.lower))
-            window = (slice(z.start + first, z.start + last), slice(y.start, y.stop), slice(x.start, x.stop))
-            yield slice(first, last), window
+        outputs = len(scores(held_FZYX[:, :1, :1, :1]))
+        lines = max(1, _BLOCK[held_FZYX.device.type] // (outputs * len(x.lower)))
+        depth = min(stop - start, math.isqrt(lines))  # about square: few voxels are shared with the next tile
+        for first_z in range(start, stop, depth):
+            for first_y in range(0, len(y.lower), lines // depth):
+                yield (
+                    slice(first_z, min(first_z + depth, stop)),
+                    slice(first_y, min(first_y + lines // depth, len(y.lower))),
+                    slice(0, len(x.lower)),
+                )
 
-    def interpolate(self, x_ZYX: np.ndarray, rows: slice) -> np.ndarray:
-        """One prepared volume at the source's voxels of a slab; always a fresh float32 array."""
-        z, y, x = self.axes
-        result = x.take(y.take(z.take(x_ZYX, 0, rows), 1), 2)
-        return (
-            np.array(result, np.float32) if z.exact and y.exact and x.exact else result.astype(np.float32, copy=False)
-        )
+    def _window(self, rows: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+        z, y, x = (slice(a.start + r.start, a.start + r.stop) for a, r in zip(self._axes, rows, strict=True))
+        return z, y, x
 
-    def turn_back(self, array_ZYX: np.ndarray) -> np.ndarray:
-        """From canonical axes to the source's own order."""
-        lead = array_ZYX.ndim - 3
-        array = np.flip(array_ZYX, tuple(axis - 3 for axis in range(3) if self.flips[axis]))
-        inverse = [self.permutation.index(axis) for axis in range(3)]
-        return np.ascontiguousarray(array.transpose(*range(lead), *(lead + axis for axis in inverse)))
+    def _block(
+        self, rows: tuple[slice, slice, slice], held_FZYX: Tensor, first: int, scores: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Scores of the source's voxels in these rows, float32."""
+        block = held_FZYX
+        for axis, (a, r) in enumerate(zip(self._axes, rows, strict=True)):
+            needed = a.needed(r) - (first if axis == 0 else 0)
+            block = _take(block, needed, axis + 1)
+        block = scores(block).float()
+        for axis in (2, 0, 1):  # the costliest per voxel first, while there are few
+            block = self._axes[axis].interpolate(block, axis + 1, rows[axis])
+        return block

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prevox.data.restore import best_class
 from prevox.errors import ConfigError, DataError
 from prevox.evaluation.cases import MEAN
 
@@ -106,23 +107,20 @@ class LabelScheme:
         """Softmax over classes, or sigmoid of each region."""
         return logits_KDHW.sigmoid() if self.overlapping else logits_KDHW.softmax(0)
 
-    def decode(self, scores_KZYX: np.ndarray) -> np.ndarray:
+    def decode(self, scores_KZYX: Tensor) -> np.ndarray:
         """Label map of probabilities, in the smallest unsigned type.
 
-        Exclusive classes: the most probable one. Regions: each that is more probable than not, painted in order.
+        Exclusive classes: the most probable one, the earlier where two are level. Regions: each that is more probable
+        than not, painted in order.
         """
-        if not self.overlapping:
-            return self.value_of(scores_KZYX.argmax(0))
         values = self.painted()
-        label_ZYX = np.zeros(scores_KZYX.shape[1:], dtype=np.min_scalar_type(max(values)))
-        for value, score_ZYX in zip(values, scores_KZYX, strict=True):
+        kind = np.min_scalar_type(max(values))
+        if not self.overlapping:
+            return np.array([0, *values], kind)[best_class(scores_KZYX)]
+        label_ZYX = np.zeros(scores_KZYX.shape[1:], kind)
+        for value, score_ZYX in zip(values, scores_KZYX.cpu().numpy(), strict=True):
             label_ZYX[score_ZYX > 0.5] = value
         return label_ZYX
-
-    def value_of(self, output: np.ndarray) -> np.ndarray:
-        """Label values of output numbers (exclusive classes), in the smallest unsigned type."""
-        values = self.painted()
-        return np.array([0, *values], dtype=np.min_scalar_type(max(values)))[output]
 
 
 def exclusive_scheme(class_names: Mapping[str, str], label_values: Iterable[int], where: object) -> LabelScheme:

@@ -143,7 +143,7 @@ class Segmentation(Task):
         row, z = divmod(int(per_slice_BD.argmax()), per_slice_BD.shape[1])
         image = views.x_BCDHW[row, 0]
         scores = self.scheme.probabilities(logits_BKDHW[row].float())
-        found = self.scheme.decode(scores.cpu().numpy())
+        found = self.scheme.decode(scores)
         panels = [
             ("image", (image if flat else image[z]).float().cpu().numpy()),
             ("reference", label[row, 0, z].float().cpu().numpy()),

@@ -1,7 +1,7 @@
 """`prevox predict`: segment images with a fine-tuned run; masks lie on the input's own grid with its exact affine.
 
 Each image goes the way of `prepare` (canonical axes, crop, resampling, statistics), through the network window by
-window, and back. One that fails is named with its reason in failures.csv and costs only itself.
+window, and back, a few planes at a time. One that fails is named with its reason in failures.csv and costs only itself.
 
 Shape suffixes: C channels, K outputs, Z Y X canonical axes, I J K the file's axes.
 """
@@ -9,6 +9,7 @@ Shape suffixes: C channels, K outputs, Z Y X canonical axes, I J K the file's ax
 import csv
 import errno
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,10 +27,9 @@ from prevox.data.encode import channel_statistics
 from prevox.data.place import Prepared, prepare_image
 from prevox.data.quality import check_same_grid
 from prevox.data.readers import Header, is_picture, read_image, suffix_of, write_image, write_mask
-from prevox.data.restore import scores_to_source, to_source
+from prevox.data.restore import WayBack
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.finetuning.labels import LabelScheme
 from prevox.finetuning.network_io import LoadedNetwork, load_network
 from prevox.inference.cases import Case, find_cases, of_split
 from prevox.inference.sliding_window import sliding_window
@@ -123,14 +123,14 @@ def predict_case(
     began = perf_counter()
     array_CIJK, header = _read(case, loaded.channels)
     prepared = prepare_image(array_CIJK, header.affine, None, loaded.prepare, case.image)
-    scores = _scores(prepared, loaded, config, device)
     suffix = suffix_of(case.paths[0]) or ""
     name = case.image + WRITTEN_AS.get(suffix, suffix)
+    label_IJK, probabilities_KIJK = _segment(prepared, loaded, config, device)
     try:
         if config.probabilities:  # first: where there is a mask, there is all that was asked for
             scored = f"{case.image}.nii.gz" if is_picture(case.paths[0]) else name
-            write_image(out / "probabilities" / scored, _probabilities(scores, prepared, loaded.scheme), header)
-        write_mask(out / name, label_map(scores, prepared, loaded.scheme), header)
+            write_image(out / "probabilities" / scored, probabilities_KIJK, header)
+        write_mask(out / name, label_IJK, header)
     except OSError as error:
         if error.errno in FOR_ALL:
             raise _DiskError(
@@ -167,38 +167,44 @@ def _read(case: Case, channels: int) -> tuple[np.ndarray, Header]:
     return array_CIJK, header
 
 
-def _scores(prepared: Prepared, loaded: LoadedNetwork, config: PredictConfig, device: torch.device) -> np.ndarray:
-    """Probabilities (K, Z, Y, X) on the prepared grid."""
+def _segment(
+    prepared: Prepared, loaded: LoadedNetwork, config: PredictConfig, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label values (I, J, K) on the source's own grid, and probabilities (K, I, J, K) where asked for, else none.
+
+    Outside the crop the background is certain. Without probabilities nothing is held for all classes and voxels.
+    """
+    scheme = loaded.scheme
+    way = WayBack.between(prepared.grid, prepared.source)
+    label_IJK = np.zeros(prepared.source.shape, np.min_scalar_type(max(scheme.painted())))
+    kept = scheme.outputs if config.probabilities else 0
+    probabilities_KIJK = np.zeros((kept, *prepared.source.shape), np.float32)
+    if not scheme.overlapping:
+        probabilities_KIJK[:1] = 1
+    label_ZYX, probabilities_KZYX = way.turned(label_IJK), way.turned(probabilities_KIJK)
+    for window, block_KZYX in _blocks(way, prepared, loaded, config, device):
+        label_ZYX[window] = scheme.decode(block_KZYX)
+        if kept:
+            probabilities_KZYX[:, *window] = block_KZYX.cpu().numpy()
+    return label_IJK, probabilities_KIJK
+
+
+def _blocks(
+    way: WayBack, prepared: Prepared, loaded: LoadedNetwork, config: PredictConfig, device: torch.device
+) -> Iterator[tuple[tuple[slice, slice, slice], torch.Tensor]]:
+    """Probabilities (K, Z, Y, X) at the source's voxels, block by block."""
+    body, head = loaded.network.parts()
+
+    def probabilities(x_FZYX: torch.Tensor) -> torch.Tensor:
+        return loaded.scheme.probabilities(x_FZYX if head is None else head(x_FZYX))
+
     statistics = [channel_statistics(channel) for channel in prepared.array_CZYX]
     x_1CZYX = normalise(torch.from_numpy(prepared.array_CZYX)[None], [statistics], loaded.normalise)
-    outputs = loaded.scheme.outputs
-    if _fits(device, 4 * outputs * x_1CZYX[0, 0].numel()):
+    depth = 1 if len(loaded.size) == 2 else loaded.size[0]
+    if _fits(device, 4 * (x_1CZYX.numel() + loaded.scheme.outputs * depth * x_1CZYX[0, 0, 0].numel())):
         x_1CZYX = x_1CZYX.to(device)
-    logits = sliding_window(loaded.network, x_1CZYX, loaded.size, config.overlap, config.batch, outputs, device)
-    for z in range(logits.shape[1]):  # in place: no second volume of all classes
-        logits[:, z] = loaded.scheme.probabilities(logits[:, z])
-    scores: np.ndarray = logits.cpu().numpy()
-    return scores
-
-
-def label_map(scores_KZYX: np.ndarray, prepared: Prepared, scheme: LabelScheme) -> np.ndarray:
-    """Label values (I, J, K) on the source's own grid; background outside the crop."""
-    if not scheme.overlapping:
-        return scheme.value_of(to_source(scores_KZYX, prepared.grid, prepared.source))
-    values = scheme.painted()
-    label_IJK = np.zeros(prepared.source.shape, np.min_scalar_type(max(values)))
-    for number, value in enumerate(values):  # one region at a time on the source's grid
-        region = scores_to_source(scores_KZYX[number : number + 1], prepared.grid, prepared.source)
-        label_IJK[region[0] > 0.5] = value
-    return label_IJK
-
-
-def _probabilities(scores_KZYX: np.ndarray, prepared: Prepared, scheme: LabelScheme) -> np.ndarray:
-    """Probabilities (K, I, J, K) on the source's grid; outside the crop the background is certain."""
-    probabilities = scores_to_source(scores_KZYX, prepared.grid, prepared.source)
-    if not scheme.overlapping:
-        probabilities[:1] = scores_to_source(scores_KZYX[:1], prepared.grid, prepared.source, outside=1.0)
-    return probabilities
+    planes = sliding_window(body, x_1CZYX, loaded.size, config.overlap, config.batch, device)
+    return way.blocks(planes, probabilities)
 
 
 def _device(name: str) -> torch.device:
@@ -208,7 +214,7 @@ def _device(name: str) -> torch.device:
 
 
 def _fits(device: torch.device, size: int) -> bool:
-    """Whether a buffer of outputs may lie on the GPU and leave room for the network's activations."""
+    """Whether image and sums may lie on the GPU and leave room for the network's activations."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 3
 
 

@@ -10,6 +10,8 @@ work in plane. A transformer without 12 blocks hands over its skips in the same 
 Shape suffixes: B views, C channels, L levels' width, K outputs, D H W voxels along z y x (no D in 2D).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +20,8 @@ from torch import Tensor, nn
 from prevox.errors import ConfigError
 from prevox.models.vit import ViT
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def level_strides(patch: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -46,20 +47,32 @@ def level_strides(patch: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [tuple(2 if level <= d else 1 for d in doublings) for level in range(1, max(doublings) + 1)]
 
 
+def instance_norm(channels: int) -> nn.Module:
+    """Instance norm in 2D or 3D; written as a group norm of single channels, which torch does much faster on a CPU."""
+    return nn.GroupNorm(channels, channels, affine=False)
+
+
+def pointwise(conv: nn.Conv2d | nn.Conv3d, x_C: Tensor) -> Tensor:
+    """A 1-wide convolution of voxels in any arrangement, without batch: (inputs, ...) to (outputs, ...)."""
+    assert conv.bias is not None
+    result = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), x_C.flatten(1))
+    return result.unflatten(1, x_C.shape[1:])
+
+
 class ResidualBlock(nn.Module):
     """Two 3-wide convolutions with instance norm and leaky ReLU, and a shortcut (projected if widths differ)."""
 
     def __init__(self, inputs: int, outputs: int, dimensions: int) -> None:
         super().__init__()
-        conv, norm = CONV[dimensions], NORM[dimensions]
+        conv = CONV[dimensions]
         # Neither bias nor affine parameters, as in the published network: each norm removes a bias before it.
         self.conv1 = conv(inputs, outputs, 3, padding=1, bias=False)
-        self.norm1 = norm(outputs)
+        self.norm1 = instance_norm(outputs)
         self.conv2 = conv(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = norm(outputs)
+        self.norm2 = instance_norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, bias=False), norm(outputs))
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, bias=False), instance_norm(outputs))
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
@@ -131,6 +144,20 @@ class UNETR(nn.Module):
         )
         self.head = CONV[len(encoder.patch)](features, outputs, 1)
 
+    def parts(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+        """What to run on each window, and what may wait until windows are averaged.
+
+        The head is linear and sees one voxel at a time, so the average of its outputs is its output of the average.
+        Where it has more outputs than inputs, averaging its inputs is less to add up and to keep.
+
+        Returns:
+            `body` and the head as (features, ...) to (outputs, ...) of voxels in any arrangement, or the whole network
+            and None.
+        """
+        if self.head.out_channels > self.head.in_channels:
+            return self.body, partial(pointwise, self.head)
+        return self, None
+
     def forward(self, x_BCDHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of each voxel.
 
@@ -141,10 +168,13 @@ class UNETR(nn.Module):
         Returns:
             (B, outputs, D, H, W).
         """
+        return self.head(self.body(x_BCDHW, generator))
+
+    def body(self, x_BCDHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What the head takes, (B, features, D, H, W); arguments as for `forward`."""
         blocks = sorted(set(self.skip_blocks))  # a shallow transformer may serve two levels from one block
         *maps, y = self.encoder.forward_features(x_BCDHW, blocks, generator)
         by_block = dict(zip(blocks, maps, strict=True))
         for level, path, block in zip(self.levels, self.skips, self.skip_blocks, strict=False):
             y = level(y, path(by_block[block]))
-        y = self.levels[-1](y, self.input_skip(x_BCDHW))
-        return self.head(y)
+        return self.levels[-1](y, self.input_skip(x_BCDHW))

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tests.unit.data.strategies import affines, shapes
 
+from prevox.data import restore
 from prevox.data.geometry import (
     Grid,
     canonical_axes,
@@ -17,7 +19,7 @@ from prevox.data.geometry import (
     resample_label,
     resampled_grid,
 )
-from prevox.data.restore import scores_to_source, to_source
+from prevox.data.restore import WayBack, best_class, scores_to_source, to_source
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -83,7 +85,7 @@ def test_way_back_puts_scores_where_they_belong(affine, shape, spacing):
 
 
 def test_labels_back_are_the_largest_interpolated_score(monkeypatch):
-    monkeypatch.setattr("prevox.data.restore._SLAB_VOXELS", 50)  # several slabs
+    monkeypatch.setitem(restore._BLOCK, "cpu", 300)  # many blocks
     rng = np.random.default_rng(3)
     affine = diagonal(-1.5, 1.0, 0.8, origin=(3, 4, 5))
     source = Grid((7, 9, 11), affine)
@@ -92,6 +94,42 @@ def test_labels_back_are_the_largest_interpolated_score(monkeypatch):
     scores = rng.normal(size=(5, *prepared.shape))
     expected = scores_to_source(scores, prepared, source).argmax(0)
     assert (to_source(scores, prepared, source) == expected).all()
+
+
+SPACINGS = [(1, 1, 1), (1.1, 0.9, 1.7), (0.6, 2.3, 1), (2, 2, 2), (1.5, 1, 0.8)]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("pieces", "limit"), [(1, 1 << 20), (4, 200), (100, 1 << 20)])
+def test_planes_in_any_pieces_are_interpolated_as_scipy_does(monkeypatch, spacing, pieces, limit):
+    monkeypatch.setitem(restore._BLOCK, "cpu", limit)
+    source = Grid((9, 10, 11), canonical((1.5, 1.0, 0.8)))
+    prepared = resampled_grid(source, spacing)
+    features = np.random.default_rng(0).normal(size=(2, *prepared.shape)).astype(np.float32)
+    mix = np.array([[1, 0], [0.5, -1], [0, 2]], np.float32)
+    way = WayBack.between(prepared, source)
+    found, times = np.zeros((3, *source.shape)), np.zeros(source.shape, int)
+    planes = [torch.from_numpy(part) for part in np.array_split(features, pieces, axis=1)]
+    for window, block in way.blocks(
+        planes, lambda x: torch.einsum("kf,fzyx->kzyx", torch.from_numpy(mix), x).sigmoid()
+    ):
+        found[:, *window] = block.numpy()
+        times[window] += 1
+        assert block.numel() <= max(limit, 3 * 11)  # a line of all classes is the least
+    assert (times == 1).all()
+    scores = 1 / (1 + np.exp(-np.einsum("kf,fzyx->kzyx", mix, features)))
+    step = np.linalg.solve(prepared.affine, source.affine)
+    positions = np.einsum("ij,jzyx->izyx", step[:3, :3], np.indices(source.shape)) + step[:3, 3, None, None, None]
+    expected = [ndimage.map_coordinates(s, positions, order=1, mode="nearest") for s in scores]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 100, 300])
+def test_the_best_class_is_the_first_of_the_largest(classes):
+    scores = np.random.default_rng(classes).integers(0, 8, (classes, 3, 4, 5)).astype(np.float32)
+    found = best_class(torch.from_numpy(scores))
+    assert np.array_equal(found, scores.argmax(0))
+    assert found.dtype == (np.uint16 if classes == 300 else np.uint8)
 
 
 def test_grids_that_do_not_belong_together_are_refused():

@@ -63,6 +63,9 @@ class Threshold(torch.nn.Module):
         super().__init__()
         self.scheme = scheme
 
+    def parts(self):
+        return self, None
+
     def forward(self, x):
         if self.scheme.overlapping:
             return torch.cat([x[:, :1] - 0.3, x[:, :1] - 0.8], dim=1) * 50

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prevox.inference.sliding_window import profile, sliding_window, starts
+from prevox.models.unetr import pointwise
 
 pytestmark = pytest.mark.unit
 
@@ -12,8 +13,8 @@ def image(*size, channels=2):
     return torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-def run(network, x, size, overlap=0.5, batch=3, outputs=2):
-    return sliding_window(network, x, size, overlap, batch, outputs, "cpu")
+def run(network, x, size, overlap=0.5, batch=3):
+    return torch.cat(list(sliding_window(network, x, size, overlap, batch, "cpu")), dim=1)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
@@ -41,7 +42,7 @@ def test_profile_is_a_symmetric_gaussian_without_zeros(size):
 def test_a_voxelwise_network_is_unchanged_by_windows(shape, overlap):
     x = image(*shape)
     mix = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 1.0]])
-    result = run(lambda w: torch.einsum("kc,bczyx->bkzyx", mix, w), x, (8, 6, 5), overlap, outputs=3)
+    result = run(lambda w: torch.einsum("kc,bczyx->bkzyx", mix, w), x, (8, 6, 5), overlap)
     torch.testing.assert_close(result, torch.einsum("kc,czyx->kzyx", mix, x[0]), rtol=1e-5, atol=1e-5)
 
 
@@ -110,13 +111,64 @@ def test_a_two_dimensional_network_goes_slice_by_slice():
     torch.manual_seed(0)
     network = torch.nn.Conv2d(2, 3, 3, padding=1)
     x = image(4, 6, 5)
-    result = run(network, x, (6, 5), outputs=3)
+    result = run(network, x, (6, 5))
     expected = torch.stack([network(x[:, :, z])[0] for z in range(4)], dim=1).detach()
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_more_windows_at_once_than_asked_for():
+@pytest.mark.parametrize(("batch", "expected"), [(4, [3, 3, 3]), (5, [4, 5]), (9, [9]), (100, [9])])
+def test_no_more_windows_at_once_than_asked_for_and_none_left_alone(batch, expected):
     sizes = []
-    run(lambda w: sizes.append(len(w)) or w, image(20, 17, 9), (8, 6, 5), batch=4)
-    assert max(sizes) == 4
-    assert sum(sizes) == len(starts(20, 8, 0.5)) * len(starts(17, 6, 0.5)) * len(starts(9, 5, 0.5))
+    run(lambda w: sizes.append(len(w)) or w, image(8, 12, 9), (8, 6, 5), batch=batch)  # 1 × 3 × 3 windows
+    assert sizes == expected
+
+
+def slow_average(network, x, size, overlap):
+    """Every window's output and weight in volumes of the whole image, in double precision."""
+    grid = [starts(n, s, overlap) for n, s in zip(x.shape[2:], size, strict=True)]
+    upper = lower = 0
+    for corner in itertools.product(*grid):
+        box = tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True))
+        weights = torch.zeros(x.shape[2:], dtype=torch.float64)
+        weights[box] = torch.einsum("z,y,x->zyx", *(profile(s).double() for s in size))
+        output = network(x[:, :, *box])[0].double()
+        whole = torch.zeros(len(output), *x.shape[2:], dtype=torch.float64)
+        whole[:, *box] = output
+        upper, lower = upper + whole * weights, lower + weights
+    return upper / lower
+
+
+CASES = [
+    ((19, 13, 10), (8, 6, 5), 0.5, 4),
+    ((19, 6, 11), (8, 6, 5), 0.7, 3),  # planes move up by 2 of 8
+    ((9, 13, 5), (4, 6, 5), 0.0, 2),
+    ((5, 13, 10), (1, 6, 5), 0.5, 7),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "overlap", "batch"), CASES)
+def test_streamed_planes_are_the_average_over_the_whole_volume(shape, size, overlap, batch):
+    def network(w):  # depends on where the voxel lies in its window
+        return torch.cat([w.cumsum(2), w.cumsum(3) * w.cumsum(4), w], dim=1)
+
+    x = image(*shape)
+    expected = slow_average(network, x, size, overlap)
+    if size[0] == 1:  # the same as a 2D network, slice by slice
+        flat = run(lambda w: network(w[:, :, None])[:, :, 0], x, size[1:], overlap, batch)
+        torch.testing.assert_close(flat.double(), expected, rtol=1e-5, atol=1e-5)
+    pieces = list(sliding_window(network, x, size, overlap, batch, "cpu"))
+    torch.testing.assert_close(torch.cat(pieces, dim=1).double(), expected, rtol=1e-5, atol=1e-5)
+    assert max(piece.shape[1] for piece in pieces) <= max(1, size[0] // 4)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 100])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_linear_head_may_wait_until_windows_are_averaged(outputs, dimensions):
+    torch.manual_seed(0)
+    conv = (torch.nn.Conv2d, torch.nn.Conv3d)[dimensions - 2]
+    body, head = torch.nn.Sequential(conv(2, 4, 3, padding=1), torch.nn.Tanh()), conv(4, outputs, 1)
+    x, size = image(11, 9, 7), (4, 6, 5)[-dimensions:]
+    with torch.no_grad():
+        at_once = run(lambda w: head(body(w)), x, size)
+        waiting = pointwise(head, run(body, x, size))
+    torch.testing.assert_close(waiting, at_once, rtol=1e-5, atol=1e-5)

@@ -124,6 +124,23 @@ def test_everything_is_seen_from_everywhere():
     assert x.grad[0, 0, -1, -1, -1] != 0
 
 
+@pytest.mark.parametrize(("patch", "size"), [((8, 8, 8), (16, 8, 8)), ((8, 8), (16, 8))])
+def test_a_head_that_widens_is_a_part_of_its_own(patch, size):
+    grid = tuple(n // p for n, p in zip(size, patch, strict=True))
+    network = tiny(patch, grid, outputs=7, features=4, depth=3).eval()
+    body, head = network.parts()
+    x = torch.randn(2, 1, *size)
+    with torch.no_grad():
+        features, logits = body(x), network(x)
+        assert features.shape == (2, 4, *size)
+        for one, expected in zip(features, logits, strict=True):
+            torch.testing.assert_close(head(one), expected, rtol=1e-5, atol=1e-5)
+            flat = head(one.flatten(1))  # voxels in any arrangement
+            torch.testing.assert_close(flat, expected.flatten(1), rtol=1e-5, atol=1e-5)
+    narrow = tiny(patch, grid, outputs=4, features=4)
+    assert narrow.parts() == (narrow, None)
+
+
 def test_drop_path_draws_from_the_given_generator():
     network = UNETR(ViT((2, 2, 2), (2, 2, 2), 1, 12, 4, 2, drop_path=0.9), 1, 2, 4).train()
     x = torch.randn(4, 1, 4, 4, 4)
