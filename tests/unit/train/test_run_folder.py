@@ -45,7 +45,7 @@ def test_another_division_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "more", "difference"),
     [
-        ("finetune", {}, "verb: the run has 'pretrain', this call 'finetune'"),
+        ("finetune", {}, "a run of `prevox pretrain`; `prevox finetune` cannot go on with it"),
         ("pretrain", {"method": {"mask_ratio": 0.5}}, "method.mask_ratio: the run has 0.75, this call 0.5"),
         ("pretrain", {"model": {"size": "S"}}, "model.size"),
     ],
