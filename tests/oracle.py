@@ -31,6 +31,9 @@ class Naming(torch.nn.Module):
         super().__init__()
         self.values = values
 
+    def parts(self):
+        return self, None
+
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
         label = (x_BCDHW[:, :1] * LARGEST).round()
         return 50.0 * torch.cat([label == value for value in (0, *self.values)], dim=1).float()
