@@ -116,7 +116,7 @@ def test_one_visible_block_and_one_masked_block() -> None:
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_hidden_voxels_change_nothing_but_the_target(adaptation: str) -> None:
-    """Bit for bit: the reconstruction, read off the pictures, and the gradients where the target is subtracted out."""
+    """Bit for bit: the reconstruction, read off the pictures."""
     method = tiny(adaptation)
     cells = visible_cells(method, 1)
     seen = site_masks(cells, method.block, method.network.strides)[0]
