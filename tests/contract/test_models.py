@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from prevox.config.models import ViTConfig
+from prevox.config.models import ResEncConfig, ViTConfig
 from prevox.methods.registry import resolve
 from prevox.models.registry import MODELS, build_model
+from prevox.models.resenc.settings import resenc_settings
 from prevox.models.vit import vit_settings
 
 pytestmark = pytest.mark.contract
@@ -22,7 +23,12 @@ def tiny_vit(size: tuple[int, ...], channels: int) -> dict[str, Any]:
     return vit_settings(ViTConfig(size="T", patch=(8,) * len(size), depth=2, drop_path=0.1), size, channels)
 
 
-TINY = {"vit": tiny_vit}
+def tiny_resenc(size: tuple[int, ...], channels: int) -> dict[str, Any]:
+    config = ResEncConfig(size="S", stages=3, features=(4, 6, 8), blocks=(1, 2, 1))
+    return resenc_settings(config, size, channels, classes=2)
+
+
+TINY = {"vit": tiny_vit, "resenc": tiny_resenc}
 
 
 def test_every_model_has_tiny_settings() -> None:
@@ -61,8 +67,10 @@ def test_the_specification_rebuilds_the_network(name: str) -> None:
 def test_every_parameter_learns(name: str) -> None:
     torch.manual_seed(0)
     network = build_model(name, TINY[name](SIZE, 1)).train()
-    sum(m.square().sum() for m in network.forward_features(torch.randn(8, 1, *SIZE))).backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+    x = torch.randn(8, 1, *SIZE)
+    outputs = [*network.forward_features(x), network(x)]  # a network with a decoder of its own has it in `forward`
+    sum(m.square().sum() for m in outputs).backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_samples_of_a_batch_do_not_mix(name: str) -> None:

@@ -1,8 +1,8 @@
 """Settings of the networks."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from prevox.config.base import Config, Fraction
 
@@ -31,6 +31,38 @@ class ViTConfig(Config):
         if len(self.patch) not in (2, 3):
             raise ValueError("patch takes two numbers (y x) or three (z y x)")
         return self
+
+
+def _joined(value: Any) -> Any:
+    """2 and [1, 2, 2] as the words 2 and 1x2x2, the form that the command line has too."""
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+PerAxis = Annotated[str, BeforeValidator(_joined), Field(pattern=r"^[1-9]\d*(x[1-9]\d*)*$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ResEncConfig(Config):
+    """nnU-Net's residual encoder U-Net, 3D or 2D (by the size of the views)."""
+
+    name: Literal["resenc"] = "resenc"
+    size: Literal["S", "M", "L", "XL"] = "L"
+    """S: four stages, widths 16 to 128, for two CPU cores. M, L, XL: nnU-Net's six stages, widths 32 to 320, blocks
+    1 3 4 6 6 6; there the three differ by the memory that patch and batch are planned for, not by the network."""
+    stages: Annotated[int, Field(ge=2)] | None = None
+    """Number of resolutions; none takes the preset's."""
+    features: tuple[Count, ...] | None = None
+    """Channels of each stage; none doubles the preset's first width up to 320."""
+    blocks: tuple[Count, ...] | None = None
+    """Residual blocks of each stage; none takes the preset's."""
+    strides: tuple[PerAxis, ...] | None = None
+    """Stride of each stage, as one number or one per axis (1x2x2); none takes 1, then 2."""
+    kernels: tuple[PerAxis, ...] | None = None
+    """Kernel of each stage, odd, as one number or one per axis (1x3x3); none takes 3."""
+    decoder_convs: Count = 1
+    """Convolutions of each decoder stage."""
+    deep_supervision: bool = False
+    """Outputs at every resolution of the decoder."""
 
 
 class UNETRConfig(Config):

@@ -29,7 +29,7 @@ def kept_tokens(length: int, ratio: float) -> int:
     if not 1 <= kept < length:
         raise ConfigError(
             f"mask_ratio {ratio} of {length} tokens leaves {kept} visible; expected at least 1 visible and 1 masked. "
-            "Change method.mask_ratio, or get more tokens by a larger views.size or a smaller model.patch."
+            "Change method.mask_ratio, or get more tokens by a larger views.size or a smaller patch or block."
         )
     return kept
 

@@ -24,6 +24,11 @@ METHODS: dict[str, MethodEntry] = {
         "prevox.methods.mae.method:build",
         "masked autoencoder (SelfMedMAE; MAE3D by settings)",
     ),
+    "s3d": MethodEntry(
+        "prevox.methods.s3d.config:S3DConfig",
+        "prevox.methods.s3d.method:build",
+        "sparse masked autoencoder for the residual encoder U-Net (S3D)",
+    ),
 }
 
 

@@ -16,6 +16,11 @@ class ModelEntry(NamedTuple):
 
 MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry("prevox.config.models:ViTConfig", "prevox.models.vit:ViT", "vision transformer, 3D or 2D"),
+    "resenc": ModelEntry(
+        "prevox.config.models:ResEncConfig",
+        "prevox.models.resenc.network:ResEncUNet",
+        "residual encoder U-Net of nnU-Net, 3D or 2D",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from prevox.cli.main import VERBS, schema_of
 from prevox.config.base import keys_of
 from prevox.methods.registry import METHODS
+from prevox.models.registry import MODELS
 
 pytestmark = pytest.mark.unit
 GOLDEN = Path(__file__).parents[2] / "golden" / "cli.txt"
@@ -20,6 +21,9 @@ def surface() -> str:
     for method in METHODS:
         schema = schema_of("pretrain", {"method": {"name": method}})
         lines += [f"pretrain[{method}] {key}" for key in keys_of(schema)]
+    for model in MODELS:
+        schema = schema_of("pretrain", {"model": {"name": model}})
+        lines += [f"pretrain[{model}] {key}" for key in keys_of(schema) if key.startswith("model.")]
     return "\n".join(sorted(lines)) + "\n"
 
 

@@ -1,0 +1,1 @@
+"""Sparse masked autoencoder for convolutional networks (S3D)."""

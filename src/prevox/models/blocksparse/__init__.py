@@ -1,0 +1,1 @@
+"""Convolutional networks on the visible blocks of masked images."""

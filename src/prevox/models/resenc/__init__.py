@@ -1,0 +1,1 @@
+"""Residual encoder U-Net of nnU-Net."""
