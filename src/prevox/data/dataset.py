@@ -286,7 +286,7 @@ def _on_device(part: RawViews, group: ViewGroup, device: torch.device) -> torch.
     if not part.windows:
         assert isinstance(part.voxels_BCDHW, np.ndarray)
         return torch.from_numpy(part.voxels_BCDHW).to(device, non_blocking=True).float()
-    read = (torch.from_numpy(voxels).to(device, non_blocking=True).float() for voxels in part.voxels_BCDHW)
+    read = (torch.from_numpy(voxels).to(device, non_blocking=True) for voxels in part.voxels_BCDHW)
     return torch.stack([resize(x, window, group.size3) for x, window in zip(read, part.windows, strict=True)])
 
 

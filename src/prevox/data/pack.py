@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _BYTES = 64 << 20  # of int16 voxels in a pack's finest level, padding included
 _COUNT = 1000
-_SIDE = 128  # of an inner chunk: what a read decodes at least, 32 KB
+_INNER = (128, 128)  # voxels of an inner chunk: what a read decodes at least, 32 KB
 
 
 class Packed(NamedTuple):
@@ -126,7 +126,7 @@ def _write(path: Path, images: Sequence[Encoded]) -> None:
     path.mkdir(parents=True)
     levels = [list(image_levels(image.stored_CZYX, f)) for image, f in zip(images, factors, strict=True)]
     for level, array_NCYX in enumerate(_stacked([[x[:, 0] for x in image] for image in levels])):
-        write_array(path / str(level), array_NCYX, ["n", "c", "y", "x"], spatial=2, side=_SIDE)
+        write_array(path / str(level), array_NCYX, ["n", "c", "y", "x"], chunk=_INNER)
     if any(image.label_ZYX is not None for image in images):
         _write_labels(path, images, factors)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -152,7 +152,7 @@ def _write_labels(path: Path, images: Sequence[Encoded], factors: Sequence[list[
     ]
     for level, label_NYX in enumerate(_stacked(levels)):
         name = path / "labels" / "reference" / str(level)
-        write_array(name, label_NYX, ["n", "y", "x"], spatial=2, side=_SIDE)
+        write_array(name, label_NYX, ["n", "y", "x"], chunk=_INNER)
     write_group(path / "labels", {})
     write_group(path / "labels" / "reference", {})
     rows = [np.zeros((0, 5), np.int32)]

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_ROWS = 32  # target samples that are computed at a time
+_TARGETS = 32  # samples along an axis that are computed at a time
+_VALUES = 1 << 20  # of the input that are worked on at a time
 
 
 def axis_weights(samples: int, first: float, step: float, targets: int) -> Tensor:
@@ -35,36 +36,54 @@ def resize(x_CDHW: Tensor, window: Sequence[tuple[float, float]], size: Sequence
     """Sample a box of a volume on a regular grid.
 
     Args:
-        x_CDHW: What was read.
+        x_CDHW: What was read, of any real type.
         window: First and last edge of the box along z y x, in samples of `x_CDHW`: (0, n) is the whole of an axis of n
             samples, from edge to edge.
         size: Samples wanted along z y x.
 
     Returns:
-        (C, *size), of the type of `x_CDHW`.
+        (C, *size), float32.
     """
-    axes = []
-    for axis, ((low, high), targets) in enumerate(zip(window, size, strict=True)):
-        step = (high - low) / targets
-        axes.append((targets / x_CDHW.shape[1 + axis], axis, low + step / 2 - 0.5, step, targets))
-    for _, axis, first, step, targets in sorted(axes):  # what shrinks most goes first: less is left for the others
-        samples = x_CDHW.shape[1 + axis]
-        if samples == targets and step == 1 and first == 0:
-            continue
-        x_CDHW = _along(axis_weights(samples, first, step, targets), x_CDHW, 1 + axis)
-    return x_CDHW
+    channels, depth, height, width = x_CDHW.shape
+    z, y, x = (_bands(*axis, x_CDHW.device) for axis in zip(x_CDHW.shape[1:], window, size, strict=True))
+    planes_PHW = x_CDHW.reshape(-1, height, width)
+    flat_PHW = torch.empty(len(planes_PHW), *size[1:], device=x_CDHW.device)
+    some = max(1, _VALUES // (height * width))  # planes that stay in the processor's cache from type to type
+    for first in range(0, len(planes_PHW), some):
+        part = planes_PHW[first : first + some].float()
+        part = _apply(x, part.reshape(-1, width, 1)).reshape(len(part), height, -1)
+        flat_PHW[first : first + some] = _apply(y, part)
+    return _apply(z, flat_PHW.reshape(channels, depth, -1)).reshape(channels, *size)
 
 
-def _along(weights_TS: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Multiply one axis by the weights, a few rows at a time: of the samples, a row needs only those near its own."""
-    before, samples, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    x_BSA = x.reshape(before.numel(), samples, after.numel())
-    result_BTA = x.new_empty(len(x_BSA), len(weights_TS), x_BSA.shape[2])
-    for start in range(0, len(weights_TS), _ROWS):
-        rows = weights_TS[start : start + _ROWS]
-        used = rows.any(0).nonzero()  # on the CPU: a device is not waited for
+_Bands = list[tuple[slice, slice, Tensor]]  # target samples, the samples that they need, and their weights
+
+
+def _bands(samples: int, edges: tuple[float, float], targets: int, device: torch.device) -> _Bands | None:
+    """Weights along one axis, for a few targets at a time the samples near their own only; None changes nothing."""
+    low, high = edges
+    step = (high - low) / targets
+    first = low + step / 2 - 0.5
+    if (samples, step, first) == (targets, 1, 0):
+        return None
+    weights_TS = axis_weights(samples, first, step, targets)
+    bands = []
+    for start in range(0, targets, _TARGETS):
+        weights = weights_TS[start : start + _TARGETS]
+        used = weights.any(0).nonzero()
         near = slice(int(used[0]), int(used[-1]) + 1)
-        taps = rows[:, near].to(x)
-        part = (x_BSA[:, near, 0] @ taps.T).unsqueeze(2) if result_BTA.shape[2] == 1 else taps @ x_BSA[:, near]
-        result_BTA[:, start : start + _ROWS] = part
-    return result_BTA.reshape(*before, len(weights_TS), *after)
+        bands.append((slice(start, start + len(weights)), near, weights[:, near].to(device)))
+    return bands
+
+
+def _apply(bands: _Bands | None, x_BSA: Tensor) -> Tensor:
+    """Multiply the middle axis by the weights: (B, S, A) to (B, T, A)."""
+    if bands is None:
+        return x_BSA
+    result_BTA = x_BSA.new_empty(len(x_BSA), bands[-1][0].stop, x_BSA.shape[2])
+    for targets, near, weights in bands:
+        if x_BSA.shape[2] == 1:
+            result_BTA[:, targets, 0] = x_BSA[:, near, 0] @ weights.T
+        else:
+            result_BTA[:, targets] = weights @ x_BSA[:, near]
+    return result_BTA

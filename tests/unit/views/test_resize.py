@@ -36,9 +36,9 @@ def test_volumes_agree_with_a_loop_over_samples() -> None:
     np.testing.assert_allclose(got.numpy(), wanted, atol=1e-5)
 
 
-def test_native_size_is_the_very_same_tensor() -> None:
+def test_native_size_changes_nothing() -> None:
     x = torch.randn(2, 3, 4, 5)
-    assert resize(x, [(0, 3), (0, 4), (0, 5)], (3, 4, 5)) is x
+    assert torch.equal(resize(x, [(0, 3), (0, 4), (0, 5)], (3, 4, 5)), x)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.floats(0.05, 1))
