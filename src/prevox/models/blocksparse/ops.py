@@ -156,6 +156,8 @@ def _moments(x_NC: Tensor) -> tuple[Tensor, Tensor]:
     """
     sites, channels = x_NC.shape
     parts = math.gcd(sites, 512)
+    if x_NC.dtype in (torch.bfloat16, torch.float16):
+        x_NC = x_NC.float()  # the CPU's kernel gives moments in the type of its input
     mean_PC, var_PC = (
         moment.view(parts, channels)
         for moment in torch.batch_norm_update_stats(x_NC.reshape(sites // parts, -1), None, None, 0.0)

@@ -106,6 +106,23 @@ def test_loss_and_gradients_equal_dense_layers_masked_after_each(
             torch.testing.assert_close(a / scale, b / scale, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_bfloat16_follows_float32(padded: bool) -> None:
+    method, x = tiny(), torch.randn(2, 1, *SIZE)
+    valid = torch.ones_like(x, dtype=torch.bool)
+    valid[0, ..., 19:] = not padded
+    losses, gradients = [], []
+    for low in (False, True):
+        method.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            losses.append(method(make_batch(x, valid), context()).loss)
+        losses[-1].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.1
+
+
 def test_one_visible_block_and_one_masked_block() -> None:
     for ratio, kept in ((0.9, 1), (0.1, 10)):
         method = tiny(ratio=ratio)
