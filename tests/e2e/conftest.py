@@ -15,6 +15,9 @@ MODEL = ["--model.size", "T", "--model.patch", "8", "8", "8", "--model.depth", "
 METHOD = ["--method.decoder-width", "48", "--method.decoder-depth", "1", "--method.decoder-heads", "3"]
 VIEW = ["--views.size", "24", "24", "24"]
 PRETRAIN = [*MODEL, *METHOD, *VIEW, "--views.augment.flip", "0.5", "--train.log-every", "2"]
+S3D = ["--method.name", "s3d", "--model.name", "resenc", "--model.size", "S", "--model.strides", "1", "1x2x2", "2"]
+S3D += ["--model.stages", "3", *VIEW, "--method.mask-ratio", "0.6", "0.9", "--optim.name", "sgd", "--optim.lr", "0.01"]
+WORDS = {"mae": ["--method.name", "mae", *PRETRAIN], "s3d": S3D}  # of every method, tiny
 FINETUNE = [*VIEW, "--decoder.features", "4", "--views.foreground", "0.5", "--views.augment.affine", "0.5"]
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prevox.data.phantom import CLASS_NAMES
-from tests.e2e.conftest import FINETUNE, PRETRAIN, Chain, prevox
+from tests.e2e.conftest import FINETUNE, PRETRAIN, S3D, Chain, prevox
 
 pytestmark = pytest.mark.e2e
 
@@ -31,21 +31,7 @@ def test_run_folder_describes_itself(chain: Chain) -> None:
 
 
 def test_s3d_hands_over_its_u_net(chain: Chain, tmp_path: Path) -> None:
-    words = [
-        "--method.name",
-        "s3d",
-        "--model.name",
-        "resenc",
-        "--model.size",
-        "S",
-        "--model.strides",
-        "1",
-        "1x2x2",
-        "2",
-    ]
-    words += ["--model.stages", "3", "--views.size", "24", "24", "24", "--method.mask-ratio", "0.6", "0.9"]
-    words += ["--optim.name", "sgd", "--optim.lr", "0.01", "--train.steps", "2"]
-    prevox("pretrain", "--store", chain.store, "--out", tmp_path / "s3d", *words)
+    prevox("pretrain", "--store", chain.store, "--out", tmp_path / "s3d", *S3D, "--train.steps", "2")
     weights = load_file(next((tmp_path / "s3d" / "checkpoints").iterdir()) / "pretrained.safetensors")
     assert weights["encoder.stem.convs.0.conv.weight"].shape == (16, 1, 3, 3, 3)
     assert weights["decoder.transpconvs.1.weight"].shape == (32, 16, 1, 2, 2)

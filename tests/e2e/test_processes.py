@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prevox.methods.registry import METHODS
-from tests.e2e.conftest import FINETUNE, PRETRAIN, Chain, prevox
+from tests.e2e.conftest import FINETUNE, WORDS, Chain, prevox
 
 pytestmark = pytest.mark.e2e
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -63,7 +63,7 @@ def one_process(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
     def get(method: str) -> tuple[list[str], Path]:
         if method not in made:
-            words = ["pretrain", "--store", str(chain.store), *PRETRAIN, "--method.name", method, *SHORT]
+            words = ["pretrain", "--store", str(chain.store), *WORDS[method], *SHORT]
             made[method] = words, tmp_path_factory.mktemp(method) / "one"
             prevox(*words, "--out", made[method][1], "--train.accumulation", 2)
         return made[method]
