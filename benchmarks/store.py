@@ -122,9 +122,9 @@ def crops(store: Store, hu: np.ndarray, folder: Path, runs: int, count: int) -> 
     sizes = {name: write_blosc(hu, files[name], *sides) for name, sides in LAYOUTS.items()}
     level_0 = sum(f.stat().st_size for f in (store.path / "images" / "ct.zarr" / "0").rglob("*") if f.is_file())
     one = {"limit": 1}
+    torch.set_num_threads(1)  # two threads that wait for each other slow down a process whose cores decode
     alone = uncached(store, data_copy_concurrency=one, file_io_concurrency=one)
     for threads, ahead, reader in ((1, 1, alone), (2, 16, uncached(store))):
-        torch.set_num_threads(threads)
         arms: dict[str, Callable[[], Any]] = {
             "ours": lambda ahead=ahead, reader=reader: read_ours(reader, boxes, ahead, mean, deviation)
         }
@@ -159,6 +159,7 @@ def view(store: Store, box: Box, size: tuple[int, int, int], level: int | None) 
 
 def pyramid(store: Store, hu: np.ndarray, runs: int, count: int) -> None:
     """Shares evenly spaced over 50 to 100 %, so that few views stand for many; places at random."""
+    torch.set_num_threads(2)
     rng = np.random.default_rng(2)
     shares = 0.5 + 0.5 * (np.arange(count) + 0.5) / count
     for axes in ("joint", "independent"):
