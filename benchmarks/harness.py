@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from prevox.train.run_folder import environment
 
@@ -114,6 +115,19 @@ def where() -> str:
     found = environment("")
     cores = f"{found['cores']} cores, {found['threads']} threads"
     return f"{date.today()}, {found['gpu'] or found['processor']}, {cores}, torch {torch.__version__}"
+
+
+def synchronised(loss: torch.Tensor) -> torch.Tensor:
+    """The loss of a step, once the device has finished it."""
+    loss.item()
+    return loss.detach()
+
+
+def giga_operations(step: Callable[[], Any]) -> float:
+    """Floating-point operations of a step's convolutions and matrix products, attention included, in units of 10⁹."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
 
 
 def matrix_rate(size: int = 2048, rounds: int = 3) -> float:

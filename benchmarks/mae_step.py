@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from monai.networks.nets import MaskedAutoEncoderViT
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from harness import compared, interleaved, matrix_rate, median, show
+from harness import compared, giga_operations, interleaved, matrix_rate, median, show, synchronised
 from prevox.config.data import ViewsConfig
 from prevox.config.models import ViTConfig
 from prevox.masking.tokens import random_token_mask
@@ -145,18 +144,6 @@ def monai_step(net: MaskedAutoEncoderViT, x: Tensor, autocast: Any) -> Step:
         return synchronised(loss)
 
     return step
-
-
-def synchronised(loss: Tensor) -> Tensor:
-    loss.item()  # waits for the device
-    return loss.detach()
-
-
-def giga_operations(step: Step) -> float:
-    """Floating-point operations of a step's matrix products, attention included, in units of 10⁹."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / 1e9
 
 
 def main() -> None:

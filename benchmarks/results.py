@@ -1,7 +1,7 @@
 """Write sections of docs/results.md from the run folders of finished studies, and from what benchmarks printed.
 
     python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2    # study=its folder
-    python benchmarks/results.py docs/results.md speed=FILE.jsonl                # lines that benchmarks printed
+    python benchmarks/results.py docs/results.md speed=FILE.jsonl dry-run=FILE   # lines that benchmarks printed
 
 No number in it is typed. Sections that are not named stay as they are.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness import where
 from prevox.config.base import read_yaml
 from prevox.evaluation.statistics import Interval, paired_difference
 
@@ -167,11 +168,39 @@ def speed_section(lines: Path) -> str:
     )
 
 
+def dry_run_section(lines: Path) -> str:
+    """What `benchmarks/dry_run.py` printed: runs against their estimates."""
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    head = [
+        "recipe",
+        "steps",
+        "estimate (s)",
+        "run (s)",
+        "run / estimate",
+        "estimate (MB)",
+        "run (MB)",
+        "run / estimate",
+    ]
+    keys = ("name", "steps", "estimate_s", "run_s", "time_ratio", "estimate_mb", "run_mb", "memory_ratio")
+    rows = [[str(row[key]) for key in keys] for row in found]
+    return "\n".join(
+        [
+            "## dry-run\n",
+            f"{where()}; `python benchmarks/dry_run.py DATA`, one run of each: what `--dry-run` estimated, and what\n"
+            "the run then took.\n",
+            table(head, rows),
+        ]
+    )
+
+
+PRINTED = {"speed": speed_section, "dry-run": dry_run_section}
+
+
 def main(target: Path, given: list[str]) -> None:
     _, *old = target.read_text().split("\n## ") if target.is_file() else [HEAD]
     sections = {text.partition("\n")[0]: f"## {text}" for text in old}
     for name, _, path in (word.partition("=") for word in given):
-        sections[name] = speed_section(Path(path)) if name == "speed" else section(name, Path(path))
+        sections[name] = PRINTED[name](Path(path)) if name in PRINTED else section(name, Path(path))
     target.write_text("\n".join([HEAD, *(text.rstrip("\n") + "\n" for text in sections.values())]))
 
 

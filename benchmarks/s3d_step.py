@@ -27,9 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
-from harness import compared, interleaved, matrix_rate, median, show
+from harness import compared, giga_operations, interleaved, matrix_rate, median, show, synchronised
 from prevox.config.data import ViewsConfig
 from prevox.config.models import ResEncConfig
 from prevox.methods.s3d.config import S3DConfig
@@ -172,18 +171,6 @@ def plain_step(method: SparseAutoencoder, x_BCDHW: Tensor, autocast: Any, layout
     return step
 
 
-def synchronised(loss: Tensor) -> Tensor:
-    loss.item()  # waits for the device
-    return loss.detach()
-
-
-def giga_multiply_adds(step: Step) -> float:
-    """Multiply-adds of a step's convolutions and matrix products, in units of 10⁹."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / 2e9
-
-
 def gradients(method: SparseAutoencoder, step: Step) -> dict[str, Tensor]:
     step()
     return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
@@ -219,54 +206,7 @@ def compare(args: argparse.Namespace, side: int, ratio: float) -> None:
     best = {p: min((way for way in race if way[0] == p), key=lambda way: race[way]) for p in makers}
 
     rates = [matrix_rate()]
-    found = interleaved({"ours": step, **{p: peers[way] for p, way in best.items()}}, args.runs)
+    steps = {"ours": step, **{p: peers[way] for p, way in best.items()}}
+    found = interleaved(steps, args.runs)
     rates.append(matrix_rate())
-    work = {"ours": giga_multiply_adds(step), **{p: giga_multiply_adds(peers[way]) for p, way in best.items()}}
-    mine, loss = gradients(method, step), float(found["ours"][0].result)
-    for peer, way in best.items():
-        more: dict[str, Any] = {}
-        if peer.startswith("(a)"):
-            peer_loss = float(found[peer][0].result)
-            equal = abs(loss - peer_loss) / peer_loss
-            more["gradients_equal"] = largest_deviation(mine, gradients(method, peers[way]))
-        else:
-            equal = all_visible_deviation(method, x_BCDHW)
-        seconds, masked = median(found["ours"]), method.mask_ratio[0]
-        show(
-            compared(
-                f"S3D step, ResEnc-{args.size}, {side}³, {method.block[0]}³ blocks, {masked:.0%} masked, batch "
-                f"{args.batch}, {args.device}, against {peer}",
-                found["ours"],
-                found[peer],
-                equal,
-                **more,
-                peer_layout=way[1],
-                peer_ways_s={f"{p}, {lay}": round(s, 3) for (p, lay), s in race.items() if p == peer},
-                ours_gmac=round(work["ours"], 2),
-                peer_gmac=round(work[peer], 2),
-                all_gmac={way: round(gmac, 2) for way, gmac in work.items()},
-                operations_ratio=round(work[peer] / work["ours"], 3),
-                matrix_rate_gflop_s=round(max(rates), 1),
-                ours_gflop_s=round(2 * work["ours"] / seconds, 1),
-                peer_gflop_s=round(2 * work[peer] / median(found[peer]), 1),
-            )
-        )
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["S", "M", "L", "XL"], default="L")
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 96])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.9])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--race", type=int, default=2, help="runs of each layout of a peer before the comparison")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    args = parser.parse_args(words)
-    for side in args.sides:
-        for ratio in args.ratios:
-            compare(args, side, ratio)
-
-
-if __name__ == "__main__":
-    main()
+    work = {arm: giga_operations(one) / 2 for arm, one in steps.items()}  # multiply-adds

@@ -18,8 +18,7 @@ from prevox.data.temporary import temporary_path
 from prevox.errors import DataError
 
 _SIDE = 32  # no axis of the coarsest level need be shorter
-# what a read decodes at least: 16-bit voxels that fill the processor's first cache. Chunks of 32³ read crops of 96³ at
-# two thirds of the rate with one thread, chunks of 16 × 16 × 64 at three fifths.
+# what a read decodes at least: 32 KB of 16-bit voxels, so that a chunk stays in the processor's first cache
 _INNER = (16, 32, 32)
 _LEVELS = 5  # at most, the finest included
 _CHUNK = 1 << 22  # voxels that are quantised at a time

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.transform import Rotation
+from tests.unit.data.way_back import to_source
 
 from prevox.config.data import CatalogueConfig, PrepareConfig
 from prevox.data.catalogue import catalogue
@@ -18,7 +19,6 @@ from prevox.data.group import read_attributes
 from prevox.data.place import PrepareSettings, prepare_image
 from prevox.data.prepare import prepare
 from prevox.data.readers import read_image
-from prevox.data.restore import to_source
 from prevox.data.store import SCHEMA, Store
 from prevox.errors import ConfigError, DataError, RunError
 

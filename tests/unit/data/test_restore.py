@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tests.unit.data.strategies import affines, shapes
+from tests.unit.data.way_back import scores_to_source, to_source
 
 from prevox.data import restore
 from prevox.data.geometry import (
@@ -19,7 +20,7 @@ from prevox.data.geometry import (
     resample_label,
     resampled_grid,
 )
-from prevox.data.restore import WayBack, best_class, scores_to_source, to_source
+from prevox.data.restore import WayBack, best_class
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit

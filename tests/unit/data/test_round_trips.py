@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracle import affine_of, make_store, whole
 from tests.unit.data.strategies import affines, shapes
+from tests.unit.data.way_back import scores_to_source, to_source
 
 from prevox.data.place import PrepareSettings, prepare_image
 from prevox.data.readers import read_image
-from prevox.data.restore import scores_to_source, to_source
 
 pytestmark = pytest.mark.unit
 
