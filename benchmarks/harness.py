@@ -1,8 +1,9 @@
 """What the benchmarks share: arms run in turn in one process, their time, their peak memory, and one JSON object.
 
-Machines are shared and noisy, so the arms are interleaved, medians are taken, and the ratio is what counts. Peaks are
-resident memory above what was resident before the call, sampled every few milliseconds; freed memory is given back to
-the system first (glibc), so that no arm lives off what another left behind.
+Machines are shared and noisy, so the arms are interleaved, medians are taken, and the ratio is what counts. All arms
+run with `keep_freed_memory`, as the verbs do; the peer gains from it as much as we do, and what it is worth is
+benchmarks/allocator.py. Peaks come from calls of their own, which are not timed: resident memory above what was
+resident before, sampled every few milliseconds, after freed memory has been given back to the system (glibc).
 """
 
 import ctypes
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from prevox.allocator import keep_freed_memory
 from prevox.train.run_folder import environment
 
 _SAMPLING = 0.005  # seconds between two looks at the resident memory
@@ -35,11 +37,19 @@ class Run:
 
     result: Any
     seconds: float
-    peak_mb: float
+    peak_mb: float = 0.0
+
+
+def timed(function: Callable[[], Any]) -> Run:
+    """Result and seconds."""
+    gc.collect()
+    began = time.perf_counter()
+    result = function()
+    return Run(result, time.perf_counter() - began)
 
 
 def measured(function: Callable[[], Any]) -> Run:
-    """Result, seconds, and peak resident memory above the start in MB."""
+    """Result, seconds, and peak resident memory above the start in MB, all of it taken from the system anew."""
     process, done, peak = psutil.Process(), threading.Event(), 0
     gc.collect()
     with suppress(AttributeError, OSError):  # glibc only
@@ -53,24 +63,24 @@ def measured(function: Callable[[], Any]) -> Run:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
-    result = function()
-    seconds = time.perf_counter() - began
+    run = timed(function)
     peak = max(peak, process.memory_info().rss - start)
     done.set()
     watcher.join()
-    return Run(result, seconds, peak / 2**20)
+    return replace(run, peak_mb=peak / 2**20)
 
 
 def interleaved(arms: Mapping[str, Callable[[], Any]], runs: int, warm: int = 1) -> dict[str, list[Run]]:
-    """Call every arm in turn, `runs` times after `warm` calls that do not count."""
+    """Call every arm in turn, `runs` times after a call for its peak memory and `warm` calls that do not count."""
+    keep_freed_memory()
+    peaks = {name: measured(function).peak_mb for name, function in arms.items()}
     for _ in range(warm):
         for function in arms.values():
             function()
     found: dict[str, list[Run]] = {name: [] for name in arms}
     for _ in range(runs):
         for name, function in arms.items():
-            found[name].append(measured(function))
+            found[name].append(replace(timed(function), peak_mb=peaks[name]))
     return found
 
 

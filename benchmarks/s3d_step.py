@@ -210,3 +210,51 @@ def compare(args: argparse.Namespace, side: int, ratio: float) -> None:
     found = interleaved(steps, args.runs)
     rates.append(matrix_rate())
     work = {arm: giga_operations(one) / 2 for arm, one in steps.items()}  # multiply-adds
+    mine, loss = gradients(method, step), float(found["ours"][0].result)
+    for peer, way in best.items():
+        more: dict[str, Any] = {}
+        if peer.startswith("(a)"):
+            peer_loss = float(found[peer][0].result)
+            equal = abs(loss - peer_loss) / peer_loss
+            more["gradients_equal"] = largest_deviation(mine, gradients(method, peers[way]))
+        else:
+            equal = all_visible_deviation(method, x_BCDHW)
+        seconds, masked = median(found["ours"]), method.mask_ratio[0]
+        show(
+            compared(
+                f"S3D step, ResEnc-{args.size}, {side}³, {method.block[0]}³ blocks, {masked:.0%} masked, batch "
+                f"{args.batch}, {args.device}, against {peer}",
+                found["ours"],
+                found[peer],
+                equal,
+                **more,
+                peer_layout=way[1],
+                peer_ways_s={f"{p}, {lay}": round(s, 3) for (p, lay), s in race.items() if p == peer},
+                ours_gmac=round(work["ours"], 2),
+                peer_gmac=round(work[peer], 2),
+                all_gmac={way: round(gmac, 2) for way, gmac in work.items()},
+                operations_ratio=round(work[peer] / work["ours"], 3),
+                matrix_rate_gflop_s=round(max(rates), 1),
+                ours_gflop_s=round(2 * work["ours"] / seconds, 1),
+                peer_gflop_s=round(2 * work[peer] / median(found[peer]), 1),
+            )
+        )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["S", "M", "L", "XL"], default="L")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 96])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.9])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--race", type=int, default=2, help="runs of each layout of a peer before the comparison")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    args = parser.parse_args(words)
+    for side in args.sides:
+        for ratio in args.ratios:
+            compare(args, side, ratio)
+
+
+if __name__ == "__main__":
+    main()

@@ -134,9 +134,7 @@ def compare(name: str, network: nn.Module, shape: tuple[int, ...], window: tuple
     expected = peer_logits(theirs, small, window)
     equal = max(float((expected[:, *box] - logits).abs().max()) for box, logits in our_logits(mine, small, window))
     del expected
-    found = interleaved(
-        {"ours": partial(ours, mine, x, window), "peer": partial(peer, theirs, x, window)}, runs, warm=0
-    )
+    found = interleaved({"ours": partial(ours, mine, x, window), "peer": partial(peer, theirs, x, window)}, runs)
     windows = math.prod(len(starts(*sides, OVERLAP)) for sides in zip(shape, window, strict=True))
     adds = multiply_adds(network, math.prod(shape), window, windows)
     rates = [2 * n / median(found[arm]) / 1e9 for n, arm in zip(adds, ("ours", "peer"), strict=True)]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from rich.markup import escape
 
+from prevox.allocator import keep_freed_memory
 from prevox.config.runs import PredictConfig
 from prevox.console import console
 from prevox.data.encode import channel_statistics
@@ -77,6 +78,7 @@ def predict(config: PredictConfig) -> PredictResult:
         DataError: If there are no images.
         ConfigError: If a GPU is asked for and there is none, or images or labels lie where the masks go.
     """
+    keep_freed_memory()
     device = _device(config.device)
     loaded = load_network(config.run)
     loaded.network.to(device)

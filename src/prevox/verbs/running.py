@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from prevox.allocator import keep_freed_memory
 from prevox.config.runs import RunConfig
 from prevox.console import console
 from prevox.errors import DISK_FULL, RunError
@@ -43,6 +44,7 @@ def train_run(
     Raises:
         PrevoxError: If the run folder holds another run, or cannot be written.
     """
+    keep_freed_memory()
     if config.dry_run:
         return dry_run(config, job)
     check_run(config, verb, split)

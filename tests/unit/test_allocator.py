@@ -1,0 +1,41 @@
+"""Freed memory stays with the process, so that the next step finds it cleared already."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+STEPS = """
+import resource, sys
+import torch
+from prevox.allocator import keep_freed_memory
+taken = keep_freed_memory() if sys.argv[1] == "keep" else None
+def step():  # as a step does: large tensors that live for a while, one of them above glibc's 32 MB
+    return float((torch.ones(6 << 20) * torch.ones(6 << 20)).add(torch.ones(12 << 20)[: 6 << 20]).sum())
+for _ in range(4):  # until every tensor has found its place
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    assert step() == 12 << 20
+print(taken, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(policy: str) -> tuple[str, int]:
+    ran = subprocess.run([sys.executable, "-c", STEPS, policy], capture_output=True, text=True, check=True)
+    taken, count = ran.stdout.split()
+    return taken, int(count)
+
+
+def test_steps_use_freed_memory_again() -> None:
+    taken, kept = faults("keep")
+    _, returned = faults("return")
+    if platform.libc_ver()[0] != "glibc":
+        assert taken == "False"
+    else:
+        assert taken == "True"
+        assert kept <= 2 * 6144  # pages: two of the fifteen small tensors at most
+        assert returned > 10 * 6144
