@@ -71,12 +71,16 @@ def measured(function: Callable[[], Any]) -> Run:
 
 
 def interleaved(arms: Mapping[str, Callable[[], Any]], runs: int, warm: int = 1) -> dict[str, list[Run]]:
-    """Call every arm in turn, `runs` times after a call for its peak memory and `warm` calls that do not count."""
+    """Call every arm in turn: `warm` times without counting, for its peak memory, again to warm, and `runs` times."""
     keep_freed_memory()
-    peaks = {name: measured(function).peak_mb for name, function in arms.items()}
-    for _ in range(warm):
-        for function in arms.values():
-            function()
+    peaks: dict[str, float] = {}
+    for part in ("warm", "peaks", "warm"):
+        for name, function in arms.items():
+            if part == "peaks":
+                peaks[name] = measured(function).peak_mb
+            else:
+                for _ in range(warm):
+                    function()
     found: dict[str, list[Run]] = {name: [] for name in arms}
     for _ in range(runs):
         for name, function in arms.items():
