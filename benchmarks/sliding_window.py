@@ -33,8 +33,9 @@ from prevox.config.models import ViTConfig
 from prevox.data.geometry import Grid
 from prevox.data.restore import WayBack, best_class
 from prevox.inference.sliding_window import profile, sliding_window, starts
+from prevox.models.pointwise import pointwise
 from prevox.models.registry import build_model
-from prevox.models.unetr import UNETR, pointwise
+from prevox.models.unetr import UNETR
 from prevox.models.vit import vit_settings
 
 OVERLAP, FEATURES, CLASSES, BATCHES = 0.5, 8, (2, 100), (1, 2, 4)
@@ -100,12 +101,15 @@ def peer(choice: Choice, x: Tensor, window: tuple[int, ...]) -> np.ndarray:
     return best_class(peer_logits(choice, x, window))
 
 
+def choices_of(network: nn.Module) -> list[Choice]:
+    """Every layout with every number of windows per pass."""
+    laid_out = {layout: copy.deepcopy(network).to(memory_format=layout) for layout in LAYOUTS}
+    return [Choice(net, layout, batch) for layout, net in laid_out.items() for batch in BATCHES]
+
+
 def fastest(arm: Callable[..., np.ndarray], network: nn.Module, x: Tensor, window: tuple[int, ...]) -> Choice:
     """The layout and number of windows per pass with which this arm takes least time on a small volume."""
-    choices = []
-    for layout in LAYOUTS:
-        laid_out = copy.deepcopy(network).to(memory_format=layout)
-        choices += [Choice(laid_out, layout, batch) for batch in BATCHES]
+    choices = choices_of(network)
     found = interleaved({str(n): partial(arm, choice, x, window) for n, choice in enumerate(choices)}, runs=2)
     return choices[min(range(len(choices)), key=lambda n: min(run.seconds for run in found[str(n)]))]
 

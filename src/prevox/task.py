@@ -151,6 +151,10 @@ class Task(nn.Module):
         """Factor on the learning rate of a named parameter (layer-wise decay)."""
         return 1.0
 
+    def waits(self, parameter: str) -> bool:
+        """Whether a named parameter is held still while the decoder is trained alone (`Job.decoder_first`)."""
+        return False
+
 
 @dataclass(frozen=True)
 class ModelSpec:

@@ -35,7 +35,7 @@ VERBS: dict[str, Verb] = {
         "pre-train an encoder on unlabelled images",
     ),
     "finetune": Verb(
-        "prevox.config.runs:FinetuneConfig",
+        "prevox.config.runs:finetune_schema",
         "prevox.verbs.finetune:finetune",
         "fine-tune for segmentation, pre-trained or from scratch",
     ),
@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.doctor:doctor", "is this machine fit"),
 }
 WITH_RECIPE = ("pretrain", "finetune")  # the verbs that train
+PARTS = {"pretrain": ("method", "model"), "finetune": ("encoder",)}  # settings that depend on a registered name
 
 
 def load(path: str) -> Any:
@@ -80,13 +81,13 @@ def usage() -> str:
 
 
 def schema_of(verb: str, settings: Mapping[str, Any]) -> Any:
-    """The schema of a verb; pre-training's depends on the names of method and model in the settings."""
+    """The schema of a verb; of those that train, it depends on names in the settings."""
     schema = load(VERBS[verb].schema)
-    if verb != "pretrain":
+    if verb not in PARTS:
         return schema
     from prevox.config.base import section
 
-    names = {part: section(settings, part).get("name") for part in ("method", "model")}
+    names = {part: section(settings, part).get("name") for part in PARTS[verb]}
     return schema(**{part: name for part, name in names.items() if name})
 
 
@@ -112,8 +113,8 @@ def settings_from(verb: str, args: list[str]) -> dict[str, Any]:
     from prevox.config.base import load_recipe, over_recipe
 
     given: dict[str, Any] = {}
-    for part in ("method", "model"):
-        if verb == "pretrain" and (name := peek(args, f"{part}.name")) is not None:
+    for part in PARTS.get(verb, ()):
+        if (name := peek(args, f"{part}.name")) is not None:
             given[part] = {"name": name}
     recipe = peek(args, "recipe") if verb in WITH_RECIPE else None
     defaults = over_recipe(load_recipe(verb, recipe), given) if recipe else given

@@ -61,8 +61,6 @@ class ResEncConfig(Config):
     """Kernel of each stage, odd, as one number or one per axis (1x3x3); none takes 3."""
     decoder_convs: Count = 1
     """Convolutions of each decoder stage."""
-    deep_supervision: bool = False
-    """Outputs at every resolution of the decoder."""
 
 
 class UNETRConfig(Config):

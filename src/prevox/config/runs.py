@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from prevox.config.base import Config
 from prevox.config.data import NormaliseConfig, SplitConfig, ViewsConfig
-from prevox.config.models import UNETRConfig, ViTConfig
+from prevox.config.models import UNETRConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
 
 
@@ -110,16 +110,24 @@ class FinetuneConfig(RunConfig):
     """Seed of the order from which --labels takes its subjects."""
     regions: Regions | None = None
     """Overlapping regions instead of exclusive classes, outermost first: WT=1,2,3 TC=2,3 ET=3."""
+    transfer: Literal["encoder", "encoder_decoder"] = "encoder"
+    """What is taken from --pretrained; the decoder comes along only where pre-training had the same one (resenc)."""
     freeze_encoder: bool = False
     """Train the decoder only."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """Learning rate of encoder block i of n is multiplied by this to the power n + 1 - i; the decoder's by 1."""
-    encoder: ViTConfig | None = None
-    """Encoder for training from scratch; with --pretrained it is the run's own."""
+    decoder_first: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run, at its start, in which the decoder alone is trained, on a linear ramp of its own; then
+    everything is trained by the schedule: its ramp, then its decay. The encoder, stem included, is frozen meanwhile."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of encoder block (or stage) i of n is multiplied by this to the power n + 1 - i; the decoder's by
+    1. None takes 0.75 for a vision transformer and 1 for a U-Net."""
+    encoder: Config | None = None
+    """Network for training from scratch; with --pretrained it is the run's own."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Largest drop-path rate of the encoder in fine-tuning."""
-    decoder: UNETRConfig = UNETRConfig()
-    """Segmentation decoder."""
+    """Largest drop-path rate of a vision transformer in fine-tuning."""
+    decoder: UNETRConfig | None = None
+    """Segmentation decoder of a vision transformer; none takes its defaults. A U-Net has its own."""
+    deep_supervision: bool = False
+    """Train a U-Net on outputs at all its resolutions but the coarsest, each weighted half as much as the finer one."""
     normalise: NormaliseConfig | None = None
     """Intensity normalisation; none takes the pre-training run's (z-score from scratch)."""
     loss: LossConfig = LossConfig()
@@ -137,7 +145,24 @@ class FinetuneConfig(RunConfig):
             raise ValueError(
                 "--scratch needs --pretrained, whose architecture it takes; without it, training is from scratch anyway"
             )
+        if self.freeze_encoder and self.decoder_first:
+            raise ValueError("give --freeze_encoder or --decoder_first, not both: one is for good, one for a while")
         return self
+
+
+@cache
+def finetune_schema(encoder: str = "vit") -> type[FinetuneConfig]:
+    """The schema of `finetune` with the settings of one network in it.
+
+    Raises:
+        ConfigError: If it is not registered.
+    """
+    from prevox.methods.registry import resolve
+    from prevox.models.registry import model_entry
+
+    model = resolve(model_entry(encoder).config)
+    fields: dict[str, Any] = {"encoder": (model | None, Field(default=None, description=model.__doc__))}
+    return create_model("FinetuneConfig", __base__=FinetuneConfig, __doc__=FinetuneConfig.__doc__, **fields)
 
 
 class PredictConfig(Config):

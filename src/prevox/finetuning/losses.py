@@ -11,6 +11,8 @@ Deviation from the public code: it also counts the background's Dice for exclusi
 Shape suffixes: B views, K outputs, D H W voxels (no D in 2D).
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,6 +35,19 @@ def soft_dice_loss(probability_BKDHW: Tensor, target_BKDHW: Tensor, valid_B1DHW:
 def _mean_valid(x_BKDHW: Tensor, valid_B1DHW: Tensor) -> Tensor:
     count = valid_B1DHW.sum().clamp(min=1) * x_BKDHW.shape[1]
     return (x_BKDHW * valid_B1DHW).sum() / count
+
+
+def coarser(x_B1DHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Targets or validity on a grid of whole fractions of theirs: the nearest voxel's, the upper of two as near.
+
+    Args:
+        x_B1DHW: (B, any, D, H, W) of any type.
+        size: Of the coarser grid, of as many axes; the very same tensor comes back if it is the same.
+    """
+    for axis, n in enumerate(size, start=2):
+        if (factor := x_B1DHW.shape[axis] // n) > 1:
+            x_B1DHW = x_B1DHW[(slice(None),) * axis + (slice(factor // 2, None, factor),)]
+    return x_B1DHW
 
 
 def class_losses(logits_BKDHW: Tensor, index_B1DHW: Tensor, valid_B1DHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from prevox.config.data import NormaliseConfig
+from prevox.config.models import UNETRConfig
 from prevox.data.place import PrepareSettings
 from prevox.errors import RunError
 from prevox.finetuning.labels import LabelScheme
+from prevox.finetuning.networks import Network, build_network, describe_decoder
 from prevox.finetuning.segmentation import Segmentation
 from prevox.models.adapt import checkpoint_file
-from prevox.models.registry import build_model
-from prevox.models.unetr import UNETR
+from prevox.task import ModelSpec
 
 SCHEMA = 1
 FILE = "network.json"
@@ -37,7 +38,7 @@ class LoadedNetwork:
         checkpoint: The file that the weights are from.
     """
 
-    network: UNETR
+    network: Network
     scheme: LabelScheme
     channels: int
     size: tuple[int, ...]
@@ -61,7 +62,7 @@ def describe_network(
     return {
         "schema": SCHEMA,
         "encoder": {"name": task.spec.name, "settings": task.spec.settings},
-        "decoder": {"name": "unetr", "features": task.network.features},
+        "decoder": describe_decoder(task.network),
         "channels": task.spec.settings["channels"],
         "classes": {name: list(values) for name, values in task.scheme.classes.items()},
         "overlapping": task.scheme.overlapping,
@@ -93,8 +94,8 @@ def load_network(path: Path) -> LoadedNetwork:
         raise RunError(f"{run / FILE}: has schema {schema}; this Prevox reads {SCHEMA}. Update Prevox.")
     classes = {name: tuple(values) for name, values in content["classes"].items()}
     scheme = LabelScheme(classes, content["overlapping"])
-    encoder = build_model(content["encoder"]["name"], content["encoder"]["settings"])
-    network = UNETR(encoder, content["channels"], scheme.outputs, content["decoder"]["features"])
+    decoder = UNETRConfig.parse(content["decoder"]) if content["decoder"]["name"] == "unetr" else None
+    network = build_network(ModelSpec(**content["encoder"]), decoder, content["channels"], scheme.outputs)
     try:
         state = {name.removeprefix(PREFIX): t for name, t in load_file(file).items() if name.startswith(PREFIX)}
         network.load_state_dict(state)

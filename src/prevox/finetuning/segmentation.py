@@ -1,12 +1,16 @@
-"""Segmentation as a task for the engine: a UNETR on an encoder that is pre-trained or new.
+"""Segmentation as a task for the engine: a UNETR or a residual encoder U-Net, pre-trained or new.
 
-SelfMedMAE's fine-tuning (Zhou et al., "Self pre-training with masked autoencoders for medical image classification and
-segmentation", ISBI 2023): positions become learnable from their sine-cosine values, layer-wise learning-rate decay over
-the encoder, drop path 0.1, soft Dice plus cross-entropy. Padding beyond the image takes part in no loss.
+UNETR: SelfMedMAE's fine-tuning (Zhou et al., "Self pre-training with masked autoencoders for medical image
+classification and segmentation", ISBI 2023): positions become learnable from their sine-cosine values, layer-wise
+learning-rate decay over the encoder, drop path 0.1, soft Dice plus cross-entropy. Padding takes part in no loss.
+
+Residual encoder U-Net: S3D's fine-tuning (Wald et al., CVPR 2025, 4 and table 3), with deep supervision on request:
+outputs at all resolutions but the coarsest, the one at half the resolution with half the weight, as in nnU-Net.
 
 Deviations from the paper and its published code, each also on the methods page `unetr`:
 
 - The Dice loss leaves out the background; the published one counts it among exclusive classes.
+- The Dice loss is the same for the U-Net; nnU-Net's has a plain denominator and 1e-5 for smoothing.
 - A view is centred on a labelled voxel with probability `views.foreground`, whose class is drawn first, and is cut
   anywhere otherwise; RandCropByPosNegLabel draws any labelled voxel, or else a background one.
 - `intensity_shift` adds up to 0.1 deviations of the view; RandShiftIntensity adds up to 0.1 in normalised units.
@@ -24,32 +28,31 @@ import torch
 from torch import Tensor
 
 from prevox.config.data import NormaliseConfig
-from prevox.config.models import ViTConfig
 from prevox.config.runs import FinetuneConfig
 from prevox.console import warn
 from prevox.errors import ConfigError
 from prevox.finetuning.labels import LabelScheme, exclusive_scheme, region_scheme
-from prevox.finetuning.losses import class_losses, region_losses
+from prevox.finetuning.losses import class_losses, coarser, region_losses
+from prevox.finetuning.networks import LAYER_DECAY, Network, build_network, network_spec, transferred
 from prevox.models.adapt import TransferReport, adapt, read_pretrained
-from prevox.models.registry import build_model
 from prevox.models.unetr import UNETR
-from prevox.models.vit import vit_settings
 from prevox.task import Batch, ModelSpec, Picture, StepContext, StepOutput, Task, ViewGroup, Views, ViewSpec
 
 MEMORY = 0.95  # of the logged training overlap, per forward pass
 
 
 class Segmentation(Task):
-    """Trains a UNETR on labelled views.
+    """Trains a network on labelled views.
 
     Args:
         network: Encoder and decoder.
-        spec: What the encoder was built from (kept for the run's description).
+        spec: What it (of a UNETR: its encoder) was built from (kept for the run's description).
         scheme: What the outputs mean.
         views: One group, "view", with labels.
         dice: Weight of the Dice loss.
         cross_entropy: Weight of the cross-entropy.
-        layer_decay: Block i of n learns with the rate times layer_decay^(n + 1 − i); the decoder with the rate itself.
+        layer_decay: Block (or stage) i of n learns with the rate times layer_decay^(n + 1 − i), the decoder with the
+            rate itself.
         freeze_encoder: Train the decoder only.
     """
 
@@ -57,7 +60,7 @@ class Segmentation(Task):
 
     def __init__(
         self,
-        network: UNETR,
+        network: Network,
         spec: ModelSpec,
         scheme: LabelScheme,
         views: ViewSpec,
@@ -70,15 +73,16 @@ class Segmentation(Task):
         super().__init__()
         self.network, self.spec, self.scheme, self.views = network, spec, scheme, views
         self.dice, self.cross_entropy = dice, cross_entropy
-        self.layer_decay, self.freeze_encoder = layer_decay, freeze_encoder
-        network.encoder.requires_grad_(not freeze_encoder)
+        self.layer_decay = layer_decay
+        if freeze_encoder:
+            network.encoder.requires_grad_(False)
         # Twice the intersection, and the sum of both volumes, of each class over the latest views.
         self.register_buffer("overlap_2K", torch.zeros(2, len(scheme.classes)))
 
     def train(self, mode: bool = True) -> Self:
-        """Switch mode; a frozen encoder stays in evaluation mode, without drop path."""
+        """Switch mode; an encoder that is frozen, for good or a while, stays in evaluation mode, without drop path."""
         super().train(mode)
-        if self.freeze_encoder:
+        if not any(parameter.requires_grad for parameter in self.network.encoder.parameters()):
             self.network.encoder.eval()
         return self
 
@@ -91,30 +95,39 @@ class Segmentation(Task):
         views = batch.views["view"]
         label = views.label_B1DHW
         assert label is not None, "the group 'view' is cut with labels"
-        logits = self.network(views.x_BCDHW, ctx.generator)
+        outputs = self.network(views.x_BCDHW, ctx.generator)
+        losses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
         if self.scheme.overlapping:
-            target_BKDHW = self.scheme.encode_regions(label)
-            dice_BK, entropy = region_losses(logits, target_BKDHW, views.valid_B1DHW)
-            found_BKDHW = logits.detach() > 0
+            target, losses = self.scheme.encode_regions(label), region_losses
         else:
-            index = self.scheme.encode_classes(label, f"one of {', '.join(batch.images)}")
-            dice_BK, entropy = class_losses(logits, index, views.valid_B1DHW)
+            target, losses = self.scheme.encode_classes(label, f"one of {', '.join(batch.images)}"), class_losses
+        deep = outputs[: max(1, len(outputs) - 1)] if isinstance(outputs, list) else [outputs]
+        weights = [0.5**level for level in range(len(deep))]
+        loss = torch.zeros((), device=label.device)
+        for level, (logits, weight) in enumerate(zip(deep, weights, strict=True)):
+            there, valid_B1DHW = (coarser(x, logits.shape[2:]) for x in (target, views.valid_B1DHW))
+            dice_BK, entropy = losses(logits, there, valid_B1DHW)
+            loss = loss + weight / sum(weights) * (self.dice * dice_BK.mean() + self.cross_entropy * entropy)
+            if level == 0:
+                scalars = {"dice_loss": dice_BK.mean().detach(), "cross_entropy": entropy.detach()}
+        logits = deep[0]
+        if self.scheme.overlapping:
+            target_BKDHW, found_BKDHW = target.bool(), logits.detach() > 0
+        else:
             numbers = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
-            target_BKDHW = index == numbers
-            found_BKDHW = logits.detach().argmax(1, keepdim=True) == numbers
-        loss = self.dice * dice_BK.mean() + self.cross_entropy * entropy
-        scalars = {"dice_loss": dice_BK.mean().detach(), "cross_entropy": entropy.detach()}
-        scalars |= self._overlap(found_BKDHW, target_BKDHW.bool(), views.valid_B1DHW, ctx.all_reduce)
+            target_BKDHW, found_BKDHW = target == numbers, logits.detach().argmax(1, keepdim=True) == numbers
+        scalars |= self._overlap(found_BKDHW, target_BKDHW, views.valid_B1DHW, ctx.all_reduce)
         pictures = {"segmentation": self._picture(views, label, logits)} if ctx.want_pictures else {}
         return StepOutput(loss, scalars, pictures)
 
     def layer_scale(self, parameter: str) -> float:
-        """Layer-wise decay: patch embedding and positions 0, block i (from 0) i + 1, all else the last layer."""
-        prefix = "network.encoder."
-        if not parameter.startswith(prefix):
-            return 1.0
-        encoder = self.network.encoder
-        return self.layer_decay ** (encoder.depth + 1 - encoder.layer_index(parameter.removeprefix(prefix)))
+        """Layer-wise decay: embedding or stem 0, block or stage i (from 0) i + 1, all else the last layer."""
+        index = self.network.layer_index(parameter.removeprefix("network."))
+        return self.layer_decay ** (self.network.depth + 1 - index)
+
+    def waits(self, parameter: str) -> bool:
+        """The encoder, stem and positions included."""
+        return parameter.startswith("network.encoder.")
 
     @torch.no_grad()
     def _overlap(
@@ -202,16 +215,17 @@ def build(
     metadata: dict[str, Any] = {}
     if config.pretrained is not None:
         weights, source, metadata = read_pretrained(config.pretrained)
-    spec = encoder_spec(config, source, channels)
+    spec = network_spec(config, source, channels, scheme.outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        encoder = build_model(spec.name, spec.settings)
-        network = UNETR(encoder, channels, scheme.outputs, config.decoder.features)
+        network = build_network(spec, config.decoder, channels, scheme.outputs, config.deep_supervision)
+    described = network.encoder if isinstance(network, UNETR) else network  # what `spec` describes
     transfer = None
     if weights is not None and source is not None and not config.scratch:
-        fitted, transfer = adapt(weights, source, spec)
-        encoder.load_state_dict(fitted, strict=False)
-    encoder.make_positions_learnable()
+        fitted, transfer = adapt(transferred(weights, spec, config.transfer), source, spec)
+        described.load_state_dict(fitted, strict=False)
+    if isinstance(network, UNETR):
+        network.encoder.make_positions_learnable()
     if config.views.scale is not None:
         raise ConfigError("views.scale: fine-tuning cuts views at the store's resolution. Leave it out.")
     view = ViewGroup(config.views.size, config.views.count, True, config.views.foreground, config.views.augment)
@@ -222,28 +236,8 @@ def build(
         {"view": view},
         dice=config.loss.dice,
         cross_entropy=config.loss.cross_entropy,
-        layer_decay=config.layer_decay,
+        layer_decay=LAYER_DECAY[spec.name] if config.layer_decay is None else config.layer_decay,
         freeze_encoder=config.freeze_encoder,
     )
     handed = NormaliseConfig.parse(metadata.get("normalise", {}), f"{config.pretrained}: normalise")
     return Built(task, config.normalise or handed, transfer)
-
-
-def encoder_spec(config: FinetuneConfig, source: ModelSpec | None, channels: int) -> ModelSpec:
-    """The encoder to fine-tune: the pre-trained one on this view's grid and these channels, or a new one.
-
-    Raises:
-        ConfigError: If the patch does not divide the view, or the pre-trained network is no vision transformer.
-    """
-    if source is None:
-        assert config.encoder is not None, "FinetuneConfig demands --pretrained or --encoder"
-        encoder = config.encoder.model_copy(update={"drop_path": config.drop_path})
-        return ModelSpec("vit", vit_settings(encoder, config.views.size, channels))
-    if source.name != "vit":
-        raise ConfigError(
-            f"pretrained: the run holds a '{source.name}'; the UNETR decoder needs a vision transformer ('vit')."
-        )
-    like = ViTConfig(patch=tuple(source.settings["patch"]))
-    fitting = vit_settings(like, config.views.size, channels)
-    own = {"grid": fitting["grid"], "channels": channels, "drop_path": config.drop_path}
-    return ModelSpec("vit", {**source.settings, **own})

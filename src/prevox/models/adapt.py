@@ -25,7 +25,9 @@ from prevox.models.registry import build_model
 from prevox.task import ModelSpec
 
 WEIGHTS = "pretrained.safetensors"
-FIXED = ("patch", "width", "depth", "heads", "mlp_ratio")  # settings that weights cannot be fitted to
+# settings that weights cannot be fitted to
+FIXED = ("patch", "width", "depth", "heads", "mlp_ratio", "features", "blocks", "strides", "kernels", "decoder_convs")
+STEM = "encoder.stem.convs.0.conv.weight"  # of a U-Net, (outputs, channels, *kernel)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ def _shortened(names: Iterable[str]) -> str:
 
 
 def adapt(weights: dict[str, Tensor], source: ModelSpec, target: ModelSpec) -> tuple[dict[str, Tensor], TransferReport]:
-    """Fit weights of one vision transformer to another that differs in grid, channels, class token or final norm.
+    """Fit weights of a network to another of its kind.
 
-    Positions are interpolated to the new grid. A patch embedding of one channel is repeated for each of C channels and
+    Vision transformers may differ in grid, channels, class token and final norm; positions are interpolated to the new
+    grid. U-Nets may differ in channels. A patch embedding or stem of one channel is repeated for each of C channels and
     divided by C, so that C equal channels give the old response; one of C channels is summed to serve a single one.
 
     Args:
@@ -148,6 +151,11 @@ def _fit(name: str, tensor: Tensor, old: dict[str, Any], new: dict[str, Any]) ->
             weight_DPC = weight_DPC.expand(-1, -1, new["channels"]) / new["channels"]
             return weight_DPC.flatten(1), f"repeated for {new['channels']} channels and divided by their number"
         return weight_DPC.sum(2), f"summed over {old['channels']} channels"
+    if name == STEM and old["channels"] != new["channels"]:
+        if old["channels"] == 1:
+            repeated = tensor.expand(-1, new["channels"], *tensor.shape[2:]) / new["channels"]
+            return repeated, f"repeated for {new['channels']} channels and divided by their number"
+        return tensor.sum(1, keepdim=True), f"summed over {old['channels']} channels"
     return tensor, ""
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prevox.errors import ConfigError
+from prevox.models.pointwise import pointwise
 from prevox.models.vit import ViT
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -50,13 +51,6 @@ def level_strides(patch: tuple[int, ...]) -> list[tuple[int, ...]]:
 def instance_norm(channels: int) -> nn.Module:
     """Instance norm in 2D or 3D; written as a group norm of single channels, which torch does much faster on a CPU."""
     return nn.GroupNorm(channels, channels, affine=False)
-
-
-def pointwise(conv: nn.Conv2d | nn.Conv3d, x_C: Tensor) -> Tensor:
-    """A 1-wide convolution of voxels in any arrangement, without batch: (inputs, ...) to (outputs, ...)."""
-    assert conv.bias is not None
-    result = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), x_C.flatten(1))
-    return result.unflatten(1, x_C.shape[1:])
 
 
 class ResidualBlock(nn.Module):
@@ -157,6 +151,20 @@ class UNETR(nn.Module):
         if self.head.out_channels > self.head.in_channels:
             return self.body, partial(pointwise, self.head)
         return self, None
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of the encoder."""
+        return self.encoder.depth
+
+    def layer_index(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay: the encoder's own, the decoder depth + 1.
+
+        Args:
+            name: As in `named_parameters()`.
+        """
+        inner = name.removeprefix("encoder.")
+        return self.depth + 1 if inner == name else self.encoder.layer_index(inner)
 
     def forward(self, x_BCDHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of each voxel.

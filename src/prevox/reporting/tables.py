@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from prevox.evaluation.statistics import Interval, bootstrap_mean, paired_difference
@@ -18,7 +19,11 @@ METRICS = {  # column of scores.csv -> (heading, decimals)
     "volume_error": ("Volume error (ml)", 2),  # predicted - reference, added by `read_runs`
 }
 MEAN = "mean of classes"
-ARM_SETTINGS = {"scratch", "pretrained", "out", "optim.lr", "resume"}  # may differ between a run and its scratch arm
+# may differ between a run and its arm from scratch: how it starts, and what that asks of the first steps
+ARM_SETTINGS = {
+    *("scratch", "pretrained", "transfer", "decoder_first", "schedule.warmup", "freeze_encoder"),
+    *("optim.lr", "out", "resume"),
+}
 
 
 @dataclass(frozen=True)
@@ -239,22 +244,28 @@ def describe(run: Run) -> str:
         method, model = config.get("method") or {}, config.get("model") or {}
         parts = [f"{method.get('name', 'method')} on {_network(model)}"]
         if "mask_ratio" in method:
-            parts.append(f"{100 * method['mask_ratio']:g} % masked")
+            ratios = np.atleast_1d(method["mask_ratio"])
+            parts.append(" to ".join(f"{100 * ratio:g}" for ratio in ratios) + " % masked")
         return ", ".join(parts)
     source = config.get("pretrained")
-    decoder = (config.get("decoder") or {}).get("name", "decoder")
+    decoder = (config.get("decoder") or {}).get("name")
     if source is None:
-        start = f"{decoder} on {_network(config.get('encoder') or {})} from scratch"
+        encoder = _network(config.get("encoder") or {})
+        start = f"{decoder} on {encoder} from scratch" if decoder else f"{encoder} from scratch"
     elif config.get("scratch"):
-        start = f"{decoder} from scratch, architecture of {Path(source).name}"
+        start = f"{decoder or 'network'} from scratch, architecture of {Path(source).name}"
     else:
-        start = f"{decoder} from {Path(source).name}"
+        both = " with its decoder" if config.get("transfer") == "encoder_decoder" else ""
+        start = f"{decoder or 'network'} from {Path(source).name}{both}"
+    if config.get("decoder_first"):
+        start += f", decoder alone for {100 * config['decoder_first']:g} % of the steps"
     return start + (", encoder frozen" if config.get("freeze_encoder") else "")
 
 
 def _network(model: dict[str, Any]) -> str:
     patch = model.get("patch")
-    name = f"{str(model.get('name', 'network')).replace('vit', 'ViT')}-{model.get('size', '')}".rstrip("-")
+    kind = {"vit": "ViT", "resenc": "ResEnc"}.get(str(model.get("name")), "network")
+    name = f"{kind}-{model['size']}" if model.get("size") else kind
     return f"{name} with {'×'.join(map(str, patch))} patches" if patch else name
 
 

@@ -28,7 +28,7 @@ from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_ch
 from prevox.train.cluster import enter_cluster
 from prevox.train.memory import peak_mb, reset_peak
 from prevox.train.optim import build_optimiser, set_lr
-from prevox.train.schedule import lr_factor
+from prevox.train.schedule import decoder_steps, lr_factor
 from prevox.train.tracking import Tracker
 from prevox.train.window import StepRecord, fault, not_finite
 
@@ -55,6 +55,7 @@ class Job:
         optim: Optimiser settings.
         schedule: Learning rate over the run.
         train: Length, batch, precision ...
+        decoder_first: Share of the run, at its start, in which parameters that `Task.waits` names are held still.
         handed: Metadata for the header of pretrained.safetensors.
     """
 
@@ -65,6 +66,7 @@ class Job:
     optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig
+    decoder_first: float = 0.0
     handed: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,7 +96,10 @@ class Engine:
             world=self.world,
         )
         self.steps = self._length()
-        self.task, self.optimiser = self.accelerator.prepare(job.task, build_optimiser(job.task, job.optim))
+        optimiser = build_optimiser(job.task, job.optim)  # of all that is ever trained
+        self.waiting = [p for name, p in job.task.named_parameters() if p.requires_grad and job.task.waits(name)]
+        self._hold(decoder_steps(job.decoder_first, self.steps) > 0)
+        self.task, self.optimiser = self.accelerator.prepare(job.task, optimiser)
         self.window: list[StepRecord] = []  # since the last row of the log
 
     def _length(self) -> int:
@@ -103,6 +108,21 @@ class Engine:
         assert self.settings.epochs is not None  # RunConfig demands one of them
         per_step = self.settings.batch * self.settings.accumulation * self.world
         return max(1, round(self.settings.epochs * len(self.job.images) / per_step))
+
+    def _hold(self, still: bool) -> None:
+        """Hold the parameters that wait, or let go of them; clipping and momentum do not see what has no gradient."""
+        self.held = still
+        for parameter in self.waiting:
+            parameter.requires_grad_(not still)
+
+    def enter_phase(self, step: int) -> None:
+        """Train what is trained in this step."""
+        held = step < decoder_steps(self.job.decoder_first, self.steps)
+        if held == self.held:
+            return
+        self._hold(held)
+        if self.world > 1:  # what a wrapper sums over processes is settled when it is made
+            self.task = self.accelerator.prepare(self.accelerator.unwrap_model(self.task))
 
     def fit(self, run: Path, label: str) -> Result:
         """Train to the end, or to SIGTERM/SIGUSR1, going on from the last checkpoint in `run`.
@@ -139,6 +159,11 @@ class Engine:
         """Let the times of the next row of the log count from here."""
         self._row_began, self._waited_before = perf_counter(), self.loader.waited
 
+    def lr(self, step: int) -> float:
+        """Learning rate of a step, counted from 0, before a parameter's own scale."""
+        job = self.job
+        return job.optim.lr * lr_factor(step, self.steps, job.schedule, job.decoder_first)
+
     def draws(self, step: int) -> bool:
         """Whether a step, counted from 0, makes pictures."""
         return step == 0 or step + 1 == self.steps or (step + 1) % self.settings.picture_every == 0
@@ -149,7 +174,8 @@ class Engine:
 
     def train_step(self, step: int, batches: Iterator[RawBatch], draw: bool) -> StepOutput:
         """One optimiser step: forward and backward of every micro-batch, clipping, update, the task's after_update."""
-        set_lr(self.optimiser, self.job.optim.lr * lr_factor(step, self.steps, self.job.schedule))
+        self.enter_phase(step)
+        set_lr(self.optimiser, self.lr(step))
         accumulation = self.settings.accumulation
         self.task.train()
         losses, scalars, images = [], [], []
@@ -211,7 +237,7 @@ class Engine:
         seconds = max(perf_counter() - self._row_began, 1e-9)
         images = count * self.settings.batch * self.settings.accumulation * self.world
         row = dict(zip(["loss", *names], means, strict=True))
-        row |= {"lr": self.job.optim.lr * lr_factor(step - 1, self.steps, self.job.schedule)}
+        row |= {"lr": self.lr(step - 1)}
         row |= {"progress": step / self.steps, "samples_per_s": images / seconds}
         row |= {"data_wait": (self.loader.waited - self._waited_before) / seconds, "seconds": seconds}
         self.window.clear()

@@ -14,6 +14,7 @@ from prevox.errors import RunError
 from prevox.signals import stop_signals
 from prevox.train.engine import Engine
 from prevox.train.memory import peak_mb, reset_peak
+from prevox.train.schedule import decoder_steps
 from prevox.train.tracking import Tracker
 
 ENOUGH = 10.0  # seconds of steps from which the time of one is taken
@@ -26,6 +27,7 @@ class Estimate:
     Attributes:
         first: Seconds of the first step with its pictures, and of all that is loaded or set up at its first use.
         step: Seconds of a later step; the mean, as a run is a sum.
+        held_step: The same while the decoder alone is trained; 0 where it never is.
         picture: Seconds that pictures add to a step.
         checkpoint: Seconds of writing one.
         checkpoint_mb: Its size on the disk.
@@ -33,12 +35,14 @@ class Estimate:
         waiting: Share of a later step spent waiting for reads.
         timed: Later steps that were timed.
         steps: Steps of the run.
+        held: Those of them in which the decoder alone is trained.
         pictures: Steps of the run that make pictures, the first included.
         checkpoints: Checkpoints of the run.
     """
 
     first: float
     step: float
+    held_step: float
     picture: float
     checkpoint: float
     checkpoint_mb: float
@@ -46,13 +50,15 @@ class Estimate:
     waiting: float
     timed: int
     steps: int
+    held: int
     pictures: int
     checkpoints: int
 
     @property
     def seconds(self) -> float:
         """The whole run's, as summary.json counts them: from the first step to the last checkpoint."""
-        later = (self.steps - 1) * self.step + (self.pictures - 1) * self.picture
+        held = max(0, self.held - 1)  # the first step is one of them
+        later = (self.steps - 1 - held) * self.step + held * self.held_step + (self.pictures - 1) * self.picture
         return self.first + later + self.checkpoints * self.checkpoint
 
 
@@ -67,6 +73,7 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
         RunError: If the loss is not finite, the disk cannot be written, or a signal came.
     """
     batches, block = engine.loader.batches(), min(engine.settings.log_every, 6)
+    held = decoder_steps(engine.job.decoder_first, engine.steps)
     began = perf_counter()
     reset_peak(engine.accelerator.device)
     with _temporary_run(near) as run, stop_signals() as stop:
@@ -75,6 +82,10 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
             steps.seconds(1, draw=True)
             first = perf_counter() - began
             steps.seconds(2)
+            held_step = steps.seconds(6) / 6 if held else 0.0
+            if held:  # from here on, all is trained
+                steps.number = held
+                steps.seconds(2)
             timed, seconds, waited = 0, 0.0, engine.loader.waited
             while engine.on_any(timed < 6 or seconds < ENOUGH) and not engine.on_any(stop.asked):
                 seconds += steps.seconds(block)
@@ -92,6 +103,7 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
     return Estimate(
         first=first,
         step=step,
+        held_step=held_step,
         picture=max(0.0, drawing - step),
         checkpoint=saving,
         checkpoint_mb=size / 2**20,
@@ -99,6 +111,7 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
         waiting=waited / seconds,
         timed=timed,
         steps=engine.steps,
+        held=held,
         pictures=sum(engine.draws(step) for step in range(engine.steps)),
         checkpoints=sum(engine.saves(step + 1) for step in range(engine.steps)),
     )
@@ -112,13 +125,14 @@ class _Steps:
     batches: Iterator[RawBatch]
     run: Path
     tracker: Tracker
+    number: int = 0  # of the step in the run
 
     def seconds(self, count: int, draw: bool = False) -> float:
         """Seconds of some steps with one row of the log, at which the host waits for the device."""
         began = perf_counter()
         self.engine.begin_row()
         for _ in range(count):
-            output = self.engine.train_step(0, self.batches, draw)
+            output = self.engine.train_step(self.number, self.batches, draw)
         if draw:
             self.tracker.pictures(1, output.pictures)
         self.engine.log(self.tracker, 1, self.run)

@@ -15,7 +15,7 @@ from prevox.verbs.running import RunResult, train_run
 
 
 def finetune(config: FinetuneConfig) -> RunResult:
-    """Fine-tune a UNETR for segmentation on a store's labelled training images.
+    """Fine-tune a network for segmentation on a store's labelled training images.
 
     Args:
         config: Settings.
@@ -57,7 +57,9 @@ def finetune(config: FinetuneConfig) -> RunResult:
             f"the pre-training run {config.pretrained} has learnt from {len(seen)} of the {len(split['validation'])} "
             "images held out here (without labels); listed in split.json as seen_in_pretraining"
         )
-    job = Job(built.task, store, images, built.normalise, config.optim, config.schedule, config.train)
+    job = Job(
+        built.task, store, images, built.normalise, config.optim, config.schedule, config.train, config.decoder_first
+    )
     files = {
         "network.json": describe_network(built.task, built.normalise, store.info["prepare"], store.info["spacing"]),
         "classes.json": {name: list(values) for name, values in built.task.scheme.classes.items()},

@@ -2,7 +2,7 @@ import pytest
 
 from prevox.config.base import RECIPES, load_recipe, over_recipe, read_yaml, recipe_names, write_yaml
 from prevox.config.data import NormaliseConfig, ViewsConfig
-from prevox.config.runs import FinetuneConfig, pretrain_schema
+from prevox.config.runs import finetune_schema, pretrain_schema
 from prevox.config.train import TrainConfig
 from prevox.errors import ConfigError
 
@@ -48,17 +48,17 @@ def test_a_rule_between_keys_does_not_print_the_whole_config() -> None:
 )
 def test_finetune_needs_exactly_one_start(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FinetuneConfig.parse({**NEEDED, **settings})
+        finetune_schema().parse({**NEEDED, **settings})
 
 
 def test_regions_as_words_and_as_mapping_are_the_same() -> None:
     base = {**NEEDED, "encoder": {"size": "T"}}
-    words = FinetuneConfig.parse({**base, "regions": ["WT=1,2,3", "ET=3"]})
-    mapping = FinetuneConfig.parse({**base, "regions": {"WT": [1, 2, 3], "ET": [3]}})
+    words = finetune_schema().parse({**base, "regions": ["WT=1,2,3", "ET=3"]})
+    mapping = finetune_schema().parse({**base, "regions": {"WT": [1, 2, 3], "ET": [3]}})
     assert words == mapping
     assert words.regions == {"WT": (1, 2, 3), "ET": (3,)}
     with pytest.raises(ConfigError, match="NAME=1,2,3"):
-        FinetuneConfig.parse({**base, "regions": ["WT"]})
+        finetune_schema().parse({**base, "regions": ["WT"]})
 
 
 def test_window_belongs_to_one_normalisation_only() -> None:
@@ -112,7 +112,7 @@ def test_every_shipped_recipe_parses(verb: str, name: str) -> None:
         assert config.method.name == recipe["method"]["name"]
     else:
         start = {} if "encoder" in recipe else {"pretrained": "r"}
-        FinetuneConfig.parse({**recipe, **start, "store": "s", "out": "o"})
+        finetune_schema().parse({**recipe, **start, "store": "s", "out": "o"})
     assert (RECIPES / verb / f"{name}.yaml").read_text().startswith("#"), "a recipe begins with what it is"
 
 

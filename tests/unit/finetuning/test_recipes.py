@@ -1,7 +1,7 @@
 import pytest
 
 from prevox.config.base import load_recipe, merge, recipe_names
-from prevox.config.runs import FinetuneConfig
+from prevox.config.runs import finetune_schema
 
 pytestmark = pytest.mark.unit
 
@@ -9,7 +9,7 @@ GIVEN = {"store": "store", "out": "run", "pretrained": "pretraining"}
 
 
 def recipe(name, **over):
-    return FinetuneConfig.parse(merge(load_recipe("finetune", name), {**GIVEN, **over}), name)
+    return finetune_schema().parse(merge(load_recipe("finetune", name), {**GIVEN, **over}), name)
 
 
 @pytest.mark.parametrize("name", recipe_names("finetune"))

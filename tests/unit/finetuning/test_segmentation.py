@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prevox.config.runs import FinetuneConfig
+from prevox.config.runs import finetune_schema
 from prevox.errors import ConfigError, DataError
 from prevox.finetuning.segmentation import build
 from prevox.models.positions import interpolate
@@ -29,7 +29,7 @@ def config(**over):
     }
     if "pretrained" not in settings:
         settings.setdefault("encoder", {"size": "T", "patch": [4, 4, 4], "depth": 2})
-    return FinetuneConfig.parse(settings)
+    return finetune_schema().parse(settings)
 
 
 def made(label_values=(0, 1, 3), channels=1, **over):

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from prevox.config.data import NormaliseConfig
-from prevox.config.runs import FinetuneConfig, PredictConfig
+from prevox.config.runs import PredictConfig, finetune_schema
 from prevox.data.place import PrepareSettings
 from prevox.data.readers import read_header
 from prevox.errors import ConfigError, DataError, RunError
@@ -166,7 +166,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     checkpoint = folder / "checkpoints" / "step_00000007"
     checkpoint.mkdir(parents=True)
-    config = FinetuneConfig.parse(
+    config = finetune_schema().parse(
         {
             "store": "store",
             "out": "run",

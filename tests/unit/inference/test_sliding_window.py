@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prevox.inference.sliding_window import profile, sliding_window, starts
-from prevox.models.unetr import pointwise
+from prevox.models.pointwise import pointwise
 
 pytestmark = pytest.mark.unit
 

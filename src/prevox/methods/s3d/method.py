@@ -58,9 +58,7 @@ def build(settings: S3DConfig, model: ResEncConfig, views: ViewsConfig, channels
         raise ConfigError(f"method s3d: found model {type(model).__name__}; expected resenc. Give --model.name resenc.")
     if views.foreground > 0:
         warn("views.foreground is ignored: pre-training does not look at labels")
-    if model.deep_supervision:
-        warn("model.deep_supervision is ignored: pre-training reconstructs at full resolution only")
-    keywords = {**resenc_settings(model, views.size, channels, classes=channels), "deep_supervision": False}
+    keywords = resenc_settings(model, views.size, channels, classes=channels)
     if settings.block is not None and len(settings.block) != len(views.size):
         raise ConfigError(
             f"method.block has {len(settings.block)} numbers and views.size has {len(views.size)}; give one per axis."

@@ -8,12 +8,14 @@ are not trained.
 Shape suffixes: B views, C channels, D H W voxels (D is absent in 2D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prevox.models.pointwise import pointwise
 from prevox.models.resenc.settings import total_strides
 
 EPS = 1e-5  # of every instance norm
@@ -147,11 +149,19 @@ class Decoder(nn.Module):
         Args:
             maps: Of the encoder, finest first.
         """
-        x_BCDHW, outputs = maps[-1], []
+        decoded = self.decoded(maps)
+        if self.deep_supervision:
+            return [layer(x_BCDHW) for layer, x_BCDHW in zip(self.seg_layers, decoded, strict=True)][::-1]
+        output: Tensor = self.seg_layers[-1](decoded[-1])
+        return output
+
+    def decoded(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of all stages, coarsest first, as the output layers take them."""
+        x_BCDHW, decoded = maps[-1], []
         for s, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             x_BCDHW = stage(torch.cat([up(x_BCDHW), maps[-2 - s]], dim=1))
-            outputs.append(self.seg_layers[s](x_BCDHW) if self.deep_supervision else x_BCDHW)
-        return outputs[::-1] if self.deep_supervision else self.seg_layers[-1](x_BCDHW)
+            decoded.append(x_BCDHW)
+        return decoded
 
 
 class ResEncUNet(nn.Module):
@@ -165,7 +175,7 @@ class ResEncUNet(nn.Module):
         strides: Stride of each stage's first block, one number per axis.
         kernels: Kernel of each stage, odd, one number per axis.
         decoder_convs: Convolutions of each decoder stage.
-        deep_supervision: Whether every stage of the decoder has an output.
+        deep_supervision: Whether every stage of the decoder gives an output.
     """
 
     def __init__(
@@ -191,10 +201,26 @@ class ResEncUNet(nn.Module):
         """Number of stages of the encoder."""
         return len(self.features)
 
-    def forward(self, x_BCDHW: Tensor) -> Tensor | list[Tensor]:
-        """Output at full resolution; with deep supervision all outputs, finest first."""
+    def forward(self, x_BCDHW: Tensor, generator: torch.Generator | None = None) -> Tensor | list[Tensor]:
+        """Output at full resolution; with deep supervision all outputs, finest first.
+
+        Args:
+            x_BCDHW: (B, channels, D, H, W); the total stride divides each side.
+            generator: Not used: nothing in this network is random.
+        """
         output: Tensor | list[Tensor] = self.decoder(self.encoder(x_BCDHW))
         return output
+
+    def parts(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+        """What to run on each window, and what may wait until windows are averaged; as `UNETR.parts`."""
+        head: Any = self.decoder.seg_layers[-1]
+        if head.out_channels > head.in_channels:
+            return self.body, partial(pointwise, head)
+        return self, None
+
+    def body(self, x_BCDHW: Tensor) -> Tensor:
+        """What the last output layer takes, (B, features of the first stage, D, H, W)."""
+        return self.decoder.decoded(self.encoder(x_BCDHW))[-1]
 
     def forward_features(self, x_BCDHW: Tensor) -> list[Tensor]:
         """Maps of all stages of the encoder, finest first; their strides are `strides`."""

@@ -36,7 +36,7 @@ def resenc_settings(config: ResEncConfig, size: Sequence[int], channels: int, cl
 
     Raises:
         ConfigError: If a list has not one entry per stage (or per axis), a kernel is even, or the strides do not
-            divide the view; the axis and the nearest sizes that fit are named.
+            divide the view.
     """
     preset = PRESETS[config.size]
     axes, stages = len(size), config.stages or preset.stages
@@ -53,19 +53,36 @@ def resenc_settings(config: ResEncConfig, size: Sequence[int], channels: int, cl
         "strides": [_per_axis("strides", word, axes) for word in strides],
         "kernels": [_per_axis("kernels", word, axes) for word in kernels],
         "decoder_convs": config.decoder_convs,
-        "deep_supervision": config.deep_supervision,
     }
     for kernel in settings["kernels"]:
         if any(k % 2 == 0 for k in kernel):
             raise ConfigError(f"model.kernels: found {kernel}; expected odd numbers, which keep the size of a map.")
-    for axis, n, stride in zip("zyx"[-axes:], size, total_strides(settings["strides"])[-1], strict=True):
+    check_size(size, settings["strides"])
+    return settings
+
+
+def check_size(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuse a view that the strides do not divide.
+
+    Args:
+        size: Voxels of the view, z y x (2D: y x).
+        strides: Of each stage, one number per axis.
+
+    Raises:
+        ConfigError: If there is a stride that does not; the axis and the nearest sizes that fit are named.
+    """
+    total = total_strides(strides)[-1]
+    if len(size) != len(total):
+        raise ConfigError(
+            f"views.size has {len(size)} numbers and the network {len(total)} axes; give one for each axis."
+        )
+    for axis, n, stride in zip("zyx"[-len(size) :], size, total, strict=True):
         if n % stride:
             fitting = [str(m) for m in (n // stride * stride, n // stride * stride + stride) if m > 0]
             raise ConfigError(
                 f"views.size is {n} along {axis}, which the network's total stride of {stride} does not divide. The "
-                f"nearest sizes that fit are {' and '.join(fitting)}; or change model.stages or model.strides."
+                f"nearest sizes that fit are {' and '.join(fitting)}; or use a network of other stages or strides."
             )
-    return settings
 
 
 def total_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
