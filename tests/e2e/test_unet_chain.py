@@ -32,11 +32,11 @@ def runs(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:07d}" / "task.safetensors")
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "task.safetensors")
 
 
 def test_the_encoder_rests_while_the_decoder_is_trained_alone(runs: Path) -> None:
-    handed = load_file(runs / "s3d" / "checkpoints" / "step_0000003" / "pretrained.safetensors")
+    handed = load_file(runs / "s3d" / "checkpoints" / "step_00000003" / "pretrained.safetensors")
     first, last = weights(runs / "seg", 2), weights(runs / "seg", 5)  # the phase has 0.4 · 5 = 2 steps
     encoder = [name for name in handed if name.startswith("encoder.")]
     assert encoder
@@ -70,9 +70,8 @@ def test_a_scratch_run_of_the_same_network(runs: Path, chain: Chain, tmp_path: P
     assert described["encoder"]["name"] == "resenc"
     assert described["encoder"]["settings"]["features"] == [16, 32]
     prevox("predict", "--run", tmp_path / "new", "--images", chain.store, "--split", "validation")
-    masks, others = (
-        {file.name for file in run.glob("predictions/*.nii.gz")} for run in (tmp_path / "new", runs / "seg")
-    )
+    folders = [run / "predictions" for run in (tmp_path / "new", runs / "seg")]
+    masks, others = ({file.name for file in folder.glob("*.nii.gz")} for folder in folders)
     assert masks == others
     assert masks
 

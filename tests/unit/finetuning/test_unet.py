@@ -107,8 +107,8 @@ def test_of_two_outputs_the_coarser_one_has_no_weight():
 
 def test_three_outputs_are_weighted_two_to_one_to_none():
     encoder = {**ENCODER, "stages": 4, "features": [4, 4, 4, 4], "blocks": [1] * 4, "strides": ["1", "2", "2", "2"]}
-    task = made(deep_supervision=True, encoder=encoder).task
-    batch = example()
+    task = made(deep_supervision=True, encoder=encoder, views={"size": [16, 8, 8]}).task
+    batch = example(size=(16, 8, 8))
     views = batch.views["view"]
     index = task.scheme.encode_classes(views.label_B1DHW, "")
     expected = 0.0
@@ -164,6 +164,7 @@ def test_what_waits_and_how_fast_layers_learn():
         ({"decoder": {"features": 4}}, ["decoder", "UNETR", "resenc"]),
         ({"views": {"size": [8, 8, 6]}}, ["views.size is 6 along x", "4", "8"]),
         ({"views": {"size": [8, 8]}}, ["views.size has 2 numbers", "3 axes"]),
+        ({"views": {"size": [2, 4, 4]}}, ["views.size is [2, 4, 4]", "single site"]),
     ],
 )
 def test_what_does_not_fit_is_refused(over, words, pretraining):

@@ -12,7 +12,7 @@ from prevox.train import estimate
 from prevox.train.estimate import Estimate, rehearse
 
 pytestmark = pytest.mark.unit
-MADE = Estimate(0.5, 2, 3, 1, 0, 0, 0, 6, steps=10, pictures=3, checkpoints=4)
+MADE = Estimate(0.5, 2, 0, 3, 1, 0, 0, 0, 6, steps=10, held=0, pictures=3, checkpoints=4)
 
 
 def test_parts_are_counted_as_often_as_the_run_has_them() -> None:

@@ -116,7 +116,7 @@ def test_without_a_share_everything_is_trained_from_the_start(tiny_store: Path, 
 
 def test_the_estimate_times_both_kinds_of_steps(tiny_store: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("prevox.train.estimate.ENOUGH", 0.1)
-    made = job(tiny_store, log_every=10)
+    made = job(tiny_store, {"lr": 1e-6}, log_every=10)
     found = rehearse(Engine(made), tmp_path)
     assert found.held == FIRST
     assert found.held_step > 0

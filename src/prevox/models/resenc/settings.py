@@ -62,14 +62,14 @@ def resenc_settings(config: ResEncConfig, size: Sequence[int], channels: int, cl
 
 
 def check_size(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
-    """Refuse a view that the strides do not divide.
+    """Refuse a view that the strides do not divide, or of which they leave a single site.
 
     Args:
         size: Voxels of the view, z y x (2D: y x).
         strides: Of each stage, one number per axis.
 
     Raises:
-        ConfigError: If there is a stride that does not; the axis and the nearest sizes that fit are named.
+        ConfigError: If it is one; for a stride that does not divide, the axis and the nearest sizes are named.
     """
     total = total_strides(strides)[-1]
     if len(size) != len(total):
@@ -83,6 +83,11 @@ def check_size(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
                 f"views.size is {n} along {axis}, which the network's total stride of {stride} does not divide. The "
                 f"nearest sizes that fit are {' and '.join(fitting)}; or use a network of other stages or strides."
             )
+    if tuple(size) == total:
+        raise ConfigError(
+            f"views.size is {list(size)}, of which the network's total stride {list(total)} leaves a single site; its "
+            "norms need two. Take a larger view, or a network of fewer stages."
+        )
 
 
 def total_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
