@@ -96,12 +96,20 @@ def trials_table(out: Path) -> str:
     )
 
 
+SCALES = {"mae": "normalised target: predicting zero gives 1", "s3d": "squared error of z-scored hidden voxels"}
+
+
+def pretraining_of(out: Path) -> Path:
+    return next(out / method for method in SCALES if (out / method / "summary.json").is_file())
+
+
 def pretraining_line(out: Path) -> str:
-    summary = json.loads((out / "mae" / "summary.json").read_text())
-    rows = [json.loads(line) for line in (out / "mae" / "metrics.jsonl").read_text().splitlines()]
+    run = pretraining_of(out)
+    summary = json.loads((run / "summary.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return (
         f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, "
-        f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss (normalised target: predicting zero gives 1) "
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss ({SCALES[run.name]}) "
         f"from {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
     )
 
@@ -115,8 +123,9 @@ def minutes_of(out: Path) -> tuple[float, float]:
 
 
 def section(name: str, out: Path) -> str:
-    environment = json.loads((out / "mae" / "environment.json").read_text())
-    date = json.loads((out / "mae" / "summary.json").read_text())["date"]
+    handed = pretraining_of(out)
+    environment = json.loads((handed / "environment.json").read_text())
+    date = json.loads((handed / "summary.json").read_text())["date"]
     root = pd.read_parquet(out / "catalogue.parquet")["root"].iloc[0]
     commands = (out / "commands.txt").read_text().replace(root, "DATA")
     training, whole = minutes_of(out)

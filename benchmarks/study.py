@@ -2,12 +2,18 @@
 
     python benchmarks/study.py hippocampus DATA OUT     # DATA: Task04_Hippocampus with subjects.csv
     python benchmarks/study.py sts-pet DATA OUT         # DATA: nnUNet_raw/Dataset101_STSPET
+    python benchmarks/study.py s3d-hippocampus DATA OUT
+    python benchmarks/study.py s3d-sts-pet DATA OUT
 
 Subjects are split 80 % / 20 % with seed 0. The encoder is pre-trained on the training subjects' images without labels.
 The arms (pre-trained and scratch, at each number of labelled subjects) are fine-tuned with the same settings, steps and
 seed. Where a study names several learning rates, each arm's is chosen among the same ones by the mean Dice on an inner
 split of the training subjects, with shorter runs; all trials are listed in OUT/trials.jsonl, in the order in which they
-were run. The last checkpoint is scored once on the 20 %. What is finished is not done again.
+were run. The last checkpoint is scored once on the 20 %. What is finished is not done again. Arms with a further seed draw
+other labelled subjects, other initial weights and other crops; they take the rate chosen with seed 0.
+
+S3D: the pre-trained arms are fine-tuned in two phases (decoder first, encoder transferred), the arms from scratch on
+the plain schedule, which is the paper's fixed baseline.
 `benchmarks/results.py` makes docs/results.md from OUT.
 """
 
@@ -23,10 +29,12 @@ from pathlib import Path
 class Study:
     """A data set and the budget spent on it."""
 
-    labels: tuple[str, ...]  # numbers of labelled subjects, or "all"
+    labels: tuple[str, ...]  # numbers of labelled subjects, or "all"; "10@1" takes seed 1
     rates: tuple[str, ...]
     steps: str
     trial_steps: str = "100"
+    method: str = "mae"  # folder of the pre-training run
+    recipes: tuple[str, str] = ("mae-vit-cpu", "unetr-vit-cpu")
     catalogue: tuple[str, ...] = ()  # further flags; {data} is the data folder
     prepare: tuple[str, ...] = ()
     pretrain: tuple[str, ...] = ()
@@ -34,6 +42,7 @@ class Study:
     weights: dict[str, list[str]] = field(default_factory=lambda: {"pretrained": [], "scratch": ["--scratch"]})
 
 
+S3D_ARMS = {"pretrained": [], "scratch": ["--scratch", "--decoder-first", "0", "--schedule.warmup", "0"]}
 STUDIES = {
     "hippocampus": Study(
         labels=("all", "10"),
@@ -50,6 +59,29 @@ STUDIES = {
         prepare=("--spacing", "median"),
         pretrain=("--views.size", "32", "32", "32", "--train.steps", "400"),
         finetune=("--views.size", "32", "32", "32"),
+    ),
+    "s3d-hippocampus": Study(
+        labels=("all", "10", "10@1"),
+        rates=("1e-3", "1e-2"),
+        steps="600",
+        trial_steps="150",
+        method="s3d",
+        recipes=("s3d-resenc-s-cpu", "resenc-s-cpu"),
+        catalogue=("--table", "{data}/subjects.csv", "--group", "subject_group"),
+        prepare=("--spacing", "1", "1", "1"),
+        weights=S3D_ARMS,
+    ),
+    "s3d-sts-pet": Study(
+        labels=("10",),
+        rates=("1e-3", "1e-2"),
+        steps="400",
+        trial_steps="100",
+        method="s3d",
+        recipes=("s3d-resenc-s-cpu", "resenc-s-cpu"),
+        prepare=("--spacing", "median"),
+        pretrain=("--views.size", "32", "32", "32", "--train.steps", "800"),
+        finetune=("--views.size", "32", "32", "32"),
+        weights=S3D_ARMS,
     ),
 }
 
@@ -81,33 +113,37 @@ def score(out: Path, arm: Path, catalogue: Path) -> float:
 
 def main(study: Study, data: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    catalogue, store, mae = out / "catalogue.parquet", out / "store", out / "mae"
+    catalogue, store, handed = out / "catalogue.parquet", out / "store", out / study.method
     extra = [word.format(data=data) for word in study.catalogue]
     run(out, "catalogue", data, *extra, "--out", catalogue, done=catalogue)
     run(out, "prepare", "--catalogue", catalogue, "--out", store, *study.prepare, done=store / "index.parquet")
     base = ["--store", store, "--resume"]
-    words = ["--recipe", "mae-vit-cpu", *study.pretrain]
-    run(out, "pretrain", *words, *base, "--out", mae, done=mae / "summary.json")
-    tune = ["finetune", "--recipe", "unetr-vit-cpu", *study.finetune, *base, "--pretrained", mae]
+    recipe, recipe_finetune = study.recipes
+    words = ["--recipe", recipe, *study.pretrain]
+    run(out, "pretrain", *words, *base, "--out", handed, done=handed / "summary.json")
+    tune = ["finetune", "--recipe", recipe_finetune, *study.finetune, *base, "--pretrained", handed]
     trials = []
     for weights, scratch in study.weights.items():
+        best = dict.fromkeys(study.labels, study.rates[0])
         for labels in study.labels:
-            few = [] if labels == "all" else ["--labels", labels]
+            number, _, seed = labels.partition("@")
+            few = [] if number == "all" else ["--labels", number]
+            few += ["--train.seed", seed, "--label-seed", seed] if seed else []
             dice = {}
-            for rate in study.rates if len(study.rates) > 1 else ():
+            for rate in study.rates if len(study.rates) > 1 and not seed else ():
                 arm = out / "trials" / f"{weights}-{labels}-{rate}"
                 words = [*scratch, *few, "--optim.lr", rate, "--train.steps", study.trial_steps, "--split.inner"]
                 run(out, *tune, *words, "--out", arm, done=arm / "summary.json")
                 dice[rate] = score(out, arm, catalogue)
                 trials.append({"arm": f"{weights}-{labels}", "lr": rate, "dice": dice[rate]})
-            best = max(study.rates, key=lambda rate: dice.get(rate, 0.0))
+            best[number] = max(dice, key=lambda rate: dice[rate]) if dice else best[number]
             arm = out / f"{weights}-{labels}"
-            words = [*scratch, *few, "--optim.lr", best, "--train.steps", study.steps]
+            words = [*scratch, *few, "--optim.lr", best[number], "--train.steps", study.steps]
             run(out, *tune, *words, "--out", arm, done=arm / "summary.json")
             score(out, arm, catalogue)
     (out / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
     arms = [out / f"{weights}-{labels}" for labels in study.labels for weights in reversed(study.weights)]
-    run(out, "report", "--runs", *arms, mae, "--out", out / "report.html", done=out / "report.html")
+    run(out, "report", "--runs", *arms, handed, "--out", out / "report.html", done=out / "report.html")
 
 
 if __name__ == "__main__":
