@@ -9,8 +9,8 @@ Subjects are split 80 % / 20 % with seed 0. The encoder is pre-trained on the tr
 The arms (pre-trained and scratch, at each number of labelled subjects) are fine-tuned with the same settings, steps and
 seed. Where a study names several learning rates, each arm's is chosen among the same ones by the mean Dice on an inner
 split of the training subjects, with shorter runs; all trials are listed in OUT/trials.jsonl, in the order in which they
-were run. The last checkpoint is scored once on the 20 %. What is finished is not done again. Arms with a further seed draw
-other labelled subjects, other initial weights and other crops; they take the rate chosen with seed 0.
+were run. The last checkpoint is scored once on the 20 %. What is finished is not done again. Arms with another seed
+have other labelled subjects, initial weights and crops; they take the rate chosen with seed 0.
 
 S3D: the pre-trained arms are fine-tuned in two phases (decoder first, encoder transferred), the arms from scratch on
 the plain schedule, which is the paper's fixed baseline.
