@@ -62,9 +62,9 @@ class Plain(nn.Module):
         return self.head(self.body(x_BCDHW))
 
 
-def unetr(outputs: int, window: tuple[int, ...]) -> UNETR:
+def unetr(outputs: int, window: tuple[int, ...], features: int = FEATURES) -> UNETR:
     encoder = build_model("vit", vit_settings(ViTConfig(size="T", patch=(8, 8, 8)), window, 1))
-    return UNETR(encoder, 1, outputs, FEATURES)
+    return UNETR(encoder, 1, outputs, features)
 
 
 @dataclass(frozen=True)

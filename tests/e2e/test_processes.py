@@ -86,9 +86,9 @@ def test_two_tasks_of_srun(one_process: Callable, tmp_path: Path) -> None:
     assert text.count("run folder") == 2
 
 
-def test_two_processes_fine_tune_with_drop_path(chain: Chain, tmp_path: Path) -> None:
+def test_two_processes_fine_tune_with_drop_path_the_decoder_first(chain: Chain, tmp_path: Path) -> None:
     words = ["finetune", "--store", str(chain.store), "--pretrained", str(chain.mae), *FINETUNE, *SHORT]
-    words += ["--drop-path", "0.5"]
+    words += ["--drop-path", "0.5", "--decoder-first", "0.5"]  # what is summed over processes changes after two steps
     prevox(*words, "--out", tmp_path / "one", "--train.accumulation", 2)
     torchrun([*words, "--out", str(tmp_path / "two")])
     # what the logged Dice remembers is decayed once a forward pass, and nothing is learnt from it
