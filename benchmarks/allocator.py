@@ -148,6 +148,7 @@ def compare(name: str, processes: int, runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", help="names of some steps, as they are printed; none takes all")
     parser.add_argument("--processes", type=int, default=3, help="of each policy")
     parser.add_argument("--runs", type=int, default=5, help="steps in each process")
     parser.add_argument("--child", nargs=2, metavar=("STEP", "POLICY"), help=argparse.SUPPRESS)
@@ -155,7 +156,7 @@ def main() -> None:
     if args.child:
         child(*args.child, args.runs)
         return
-    for name in [name for name in STEPS if name not in PEERS.values()]:
+    for name in args.steps or [name for name in STEPS if name not in PEERS.values()]:
         compare(name, args.processes, args.runs)
 
 
