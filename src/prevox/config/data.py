@@ -79,18 +79,21 @@ class NormaliseConfig(Config):
 
 
 class AugmentConfig(Config):
-    """Augmentation of whole batches on the device; every value is a probability or a range, 0 switches it off."""
+    """Augmentation of whole batches on the device; a probability of 0 switches a transform off."""
 
     flip: Fraction | tuple[Fraction, ...] = 0.0
     """Probability of mirroring, for each axis by itself: one number for all axes, or one per axis (z y x, or y x)."""
     rotate90: Fraction = 0.0
     """Probability of a rotation by 90, 180 or 270 degrees in a random plane whose two sides are equal."""
-    affine: Fraction = 0.0
-    """Probability of a rotation and scaling by trilinear resampling."""
+    affine: Fraction | tuple[Fraction, Fraction] = 0.0
+    """Probability of a trilinear resampling. One number: of rotation and scaling together. Two: of rotation, and of
+    scaling, each drawn by itself and both done in one resampling."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Largest rotation about each axis, in degrees (2D: in the plane)."""
     scaling: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.85, 1.2)
     """Range of the isotropic scale factor; above 1 enlarges."""
+    in_plane: bool = False
+    """For thick slices: affine rotates about z only and scales y and x only, low_resolution leaves z as it is."""
     intensity_scale: Fraction = 0.0
     """Probability of multiplying intensities by 1 + u, u uniform within ±0.1."""
     intensity_shift: Fraction = 0.0
@@ -99,6 +102,22 @@ class AugmentConfig(Config):
     """Probability of Gaussian noise with a deviation of up to 0.1 standard deviations of the view."""
     gamma: Fraction = 0.0
     """Probability of a gamma curve, exponent log-uniform within 0.7 to 1.5, range and sign kept."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur, which each channel then draws with 0.5; deviation of 0.5 to 1 voxels, one for
+    each channel and axis."""
+    brightness: Fraction = 0.0
+    """Probability of multiplying each channel by a number of its own from 0.75 to 1.25."""
+    contrast: Fraction = 0.0
+    """Probability of stretching each channel about its mean by a number of its own from 0.75 to 1.25, cut off at the
+    channel's range."""
+    low_resolution: Fraction = 0.0
+    """Probability of low resolution, which each channel then draws with 0.5: of 0.5 to 1 times as many samples along
+    each axis the nearest voxels are kept, and interpolated linearly."""
+    gamma_inverted: Fraction = 0.0
+    """Probability of gamma_retained on the negated image; both may be drawn, this one comes first."""
+    gamma_retained: Fraction = 0.0
+    """Probability of a gamma curve for each channel by itself, after which the channel gets its mean and deviation
+    back; exponent below or above 1 with equal chance, uniform within 0.7 to 1 or 1 to 1.5."""
 
 
 class ViewsConfig(Config):
@@ -126,4 +145,6 @@ class ViewsConfig(Config):
             raise ValueError("scale takes LOW HIGH with LOW <= HIGH")
         if isinstance(self.augment.flip, tuple) and len(self.augment.flip) != len(self.size):
             raise ValueError(f"augment.flip takes one number, or {len(self.size)} for views of {len(self.size)} axes")
+        if self.augment.in_plane and len(self.size) == 2:
+            raise ValueError("augment.in_plane is for views of three axes; a slice has no other plane. Leave it out")
         return self

@@ -33,7 +33,7 @@ class IntensityScale:
 
     def apply(self, x_BCDHW: Tensor, label_B1DHW: Tensor | None, valid_B1DHW: Tensor, params: Params) -> Triple:
         """Scale the views that drew it."""
-        return _on_drawn(lambda x, valid, p: x * _column(p["factor"], x), x_BCDHW, label_B1DHW, valid_B1DHW, params)
+        return _on_drawn(lambda x, valid, p: x * column(p["factor"], x), x_BCDHW, label_B1DHW, valid_B1DHW, params)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class IntensityShift:
         """Shift the views that drew it."""
 
         def effect(x: Tensor, valid: Tensor, p: Params) -> Tensor:
-            return x + _column(p["deviations"], x) * deviation(x, valid)
+            return x + column(p["deviations"], x) * deviation(x, valid)
 
         return _on_drawn(effect, x_BCDHW, label_B1DHW, valid_B1DHW, params)
 
@@ -81,7 +81,7 @@ class Noise:
         def effect(x: Tensor, valid: Tensor, p: Params) -> Tensor:
             own = [torch.Generator(x.device).manual_seed(seed) for seed in p["seed"].tolist()]
             noise = torch.stack([torch.randn(x.shape[1:], generator=g, device=x.device, dtype=x.dtype) for g in own])
-            return x + noise * _column(p["deviations"], x) * deviation(x, valid)
+            return x + noise * column(p["deviations"], x) * deviation(x, valid)
 
         return _on_drawn(effect, x_BCDHW, label_B1DHW, valid_B1DHW, params)
 
@@ -104,11 +104,9 @@ class Gamma:
         """Bend the views that drew it."""
 
         def effect(x: Tensor, valid: Tensor, p: Params) -> Tensor:
-            axes = tuple(range(2, x.ndim))
-            low = x.masked_fill(~valid, math.inf).amin(axes, keepdim=True)
-            high = x.masked_fill(~valid, -math.inf).amax(axes, keepdim=True)
+            low, high = limits(x, valid)
             share = ((x - low) / (high - low).clamp_min(FLOOR)).clamp(0, 1)
-            return low + share ** _column(p["exponent"], x) * (high - low)
+            return low + share ** column(p["exponent"], x) * (high - low)
 
         return _on_drawn(effect, x_BCDHW, label_B1DHW, valid_B1DHW, params)
 
@@ -117,11 +115,25 @@ def deviation(x_BCDHW: Tensor, valid_B1DHW: Tensor) -> Tensor:
     """Standard deviation (divisor N) of each view's channels over valid voxels, (B, C, 1, 1, 1)."""
     axes = tuple(range(2, x_BCDHW.ndim))
     count = valid_B1DHW.sum(axes, keepdim=True).clamp_min(1)
-    mean = (x_BCDHW * valid_B1DHW).sum(axes, keepdim=True) / count
-    return (((x_BCDHW - mean) * valid_B1DHW).square().sum(axes, keepdim=True) / count).sqrt()
+    centred = (x_BCDHW - mean(x_BCDHW, valid_B1DHW)) * valid_B1DHW
+    return (centred.square().sum(axes, keepdim=True) / count).sqrt()
 
 
-def _column(values_N: Tensor, like: Tensor) -> Tensor:
+def mean(x_BCDHW: Tensor, valid_B1DHW: Tensor) -> Tensor:
+    """Mean of each view's channels over valid voxels, (B, C, 1, 1, 1); 0 where there are none."""
+    axes = tuple(range(2, x_BCDHW.ndim))
+    return (x_BCDHW * valid_B1DHW).sum(axes, keepdim=True) / valid_B1DHW.sum(axes, keepdim=True).clamp_min(1)
+
+
+def limits(x_BCDHW: Tensor, valid_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest valid value of each view's channels, (B, C, 1, 1, 1) each; infinite where there are none."""
+    axes = tuple(range(2, x_BCDHW.ndim))
+    low = x_BCDHW.masked_fill(~valid_B1DHW, math.inf).amin(axes, keepdim=True)
+    return low, x_BCDHW.masked_fill(~valid_B1DHW, -math.inf).amax(axes, keepdim=True)
+
+
+def column(values_N: Tensor, like: Tensor) -> Tensor:
+    """One number per row, in a shape that goes with whole images."""
     return values_N.to(like).view(-1, *(1,) * (like.ndim - 1))
 
 

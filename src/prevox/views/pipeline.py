@@ -1,12 +1,15 @@
-"""The augmentation of one group of views: flip, quarter turn, affine, then intensity."""
+"""The augmentation of one group of views: flip, quarter turn, affine, then intensity and resolution."""
 
 from typing import Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from prevox.config.data import AugmentConfig
 from prevox.task import Views
+from prevox.views.channelwise import Brightness, Contrast, GammaRetained
 from prevox.views.intensity import Gamma, IntensityScale, IntensityShift, Noise
+from prevox.views.resolution import Blur, LowResolution
 from prevox.views.spatial import Affine, Flip, Params, Rotate90, Triple
 
 
@@ -25,15 +28,27 @@ class Transform(Protocol):
 
 
 def build(settings: AugmentConfig) -> list[Transform]:
-    """The transforms of the settings, in the order in which they are applied."""
+    """The transforms of whole views, in the order in which they are applied."""
     return [
         Flip(settings.flip),
         Rotate90(settings.rotate90),
-        Affine(settings.affine, rotation=settings.rotation, scaling=settings.scaling),
+        Affine(settings.affine, settings.rotation, settings.scaling, settings.in_plane),
         IntensityScale(settings.intensity_scale),
         IntensityShift(settings.intensity_shift),
         Noise(settings.noise),
         Gamma(settings.gamma),
+    ]
+
+
+def build_channelwise(settings: AugmentConfig, channels: int) -> list[Transform]:
+    """The transforms of single channels, in the order in which they are applied, after those of whole views."""
+    return [
+        Blur(settings.blur, channels),
+        Brightness(settings.brightness, channels),
+        Contrast(settings.contrast, channels),
+        LowResolution(settings.low_resolution, channels, in_plane=settings.in_plane),
+        GammaRetained(settings.gamma_inverted, channels, inverted=True),
+        GammaRetained(settings.gamma_retained, channels),
     ]
 
 
@@ -44,7 +59,7 @@ def augment(views: Views, settings: AugmentConfig | None, generator: Generator) 
         views: Normalised views on any device; 3D or 2D.
         settings: Probabilities and ranges; None returns the views untouched.
         generator: CPU generator, the only source of randomness. Switching one transform off does not change what the
-            others draw.
+            others draw, nor what is drawn from `generator` afterwards.
 
     Returns:
         New views with the parameters of every transform in `transforms`, by its name.
@@ -52,8 +67,22 @@ def augment(views: Views, settings: AugmentConfig | None, generator: Generator) 
     if settings is None:
         return views
     x, label, valid = views.x_BCDHW, views.label_B1DHW, views.valid_B1DHW
+    sources = [(transform, generator) for transform in build(settings)]
+    aside = branch(generator)
+    sources += [(transform, aside) for transform in build_channelwise(settings, x.shape[1])]
     drawn: dict[str, Params] = {}
-    for transform in build(settings):
-        drawn[transform.name] = transform.sample_params(len(x), tuple(x.shape[2:]), generator)
+    for transform, source in sources:
+        drawn[transform.name] = transform.sample_params(len(x), tuple(x.shape[2:]), source)
         x, label, valid = transform.apply(x, label, valid, drawn[transform.name])
     return Views(x, valid, label, views.box_B23, {**views.transforms, **drawn})
+
+
+def branch(generator: Generator) -> Generator:
+    """Make a generator that is seeded with the next number of `generator`, which itself stays where it is.
+
+    The number of draws of single channels depends on how many there are. Drawn aside, they leave everything that comes
+    after them (the next group's views, masks) as it is, and transforms can be added without changing earlier runs.
+    """
+    ahead = torch.Generator()
+    ahead.set_state(generator.get_state())
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=ahead)))

@@ -85,25 +85,41 @@ class Affine:
     padding is 0 and invalid, and never blends into the rest.
 
     Args:
-        probability: Of resampling a view.
+        probability: One number: of rotating and scaling a view, always both. Two numbers: of rotating, and of scaling,
+            each by itself; where both are drawn there is still one resampling.
         rotation: Largest angle about each axis in degrees (2D: in the plane).
         scaling: Range of the scale factor; above 1 enlarges.
+        in_plane: Rotate about z only, and scale y and x only.
     """
 
-    probability: float
+    probability: float | tuple[float, float]
     rotation: float
     scaling: tuple[float, float]
+    in_plane: bool = False
     name = "affine"
 
     def sample_params(self, num_views: int, size: tuple[int, ...], generator: Generator) -> Params:
-        """Draw `applied` (B,), `degrees` (B, 3) about z y x or (B, 1) in 2D, and `scale` (B,)."""
+        """Draw `applied` (B,), `degrees` (B, 3) about z y x or (B, 1) in 2D, and `scale` (B,).
+
+        With two probabilities, what a view did not draw is 0 degrees, or scale 1.
+        """
         angles = 3 if len(size) == 3 else 1
         u = torch.rand(num_views, 2 + angles, generator=generator)
         low, high = self.scaling
+        scale_B, degrees = low + (high - low) * u[:, 1], (2 * u[:, 2:] - 1) * self.rotation
+        if self.in_plane:
+            degrees = torch.cat([degrees[:, :1], torch.zeros_like(degrees[:, 1:])], dim=1)
+        if not isinstance(self.probability, tuple):
+            return {"applied": u[:, 0] < self.probability, "scale": scale_B, "degrees": degrees}
+        # One number decides both: it cuts [0, 1) into scaled or not, and each part into rotated or not in the same
+        # proportion, so that neither says anything about the other and as much is drawn as for one probability.
+        rotating, scaling = self.probability
+        scaled_B = u[:, 0] < scaling
+        rotated_B = u[:, 0] < torch.where(scaled_B, rotating * scaling, scaling + rotating * (1 - scaling))
         return {
-            "applied": u[:, 0] < self.probability,
-            "scale": low + (high - low) * u[:, 1],
-            "degrees": (2 * u[:, 2:] - 1) * self.rotation,
+            "applied": rotated_B | scaled_B,
+            "scale": torch.where(scaled_B, scale_B, 1.0),
+            "degrees": torch.where(rotated_B[:, None], degrees, 0.0),
         }
 
     def apply(self, x_BCDHW: Tensor, label_B1DHW: Tensor | None, valid_B1DHW: Tensor, params: Params) -> Triple:
@@ -112,7 +128,10 @@ class Affine:
         if not len(rows):
             return x_BCDHW, label_B1DHW, valid_B1DHW
         size = tuple(x_BCDHW.shape[2:])
-        theta = normalised(backward_matrix(params["degrees"][rows], params["scale"][rows]), size)
+        scale_NA = params["scale"][rows, None].repeat(1, len(size))
+        if self.in_plane:
+            scale_NA[:, :-2] = 1
+        theta = normalised(backward_matrix(params["degrees"][rows], scale_NA), size)
         rows, theta = rows.to(x_BCDHW.device), theta.to(x_BCDHW)
         grid = F.affine_grid(theta, [len(rows), 1, *size], align_corners=False)
         weight = valid_B1DHW[rows].to(x_BCDHW.dtype)
@@ -133,7 +152,7 @@ def backward_matrix(degrees: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         degrees: (N, 3) about z y x, or (N, 1) in the plane y x; +90 is `torch.rot90` in the plane of the other axes.
-        scale: (N,), above 1 enlarges.
+        scale: (N,), or (N, A) with one factor per axis of the output; above 1 enlarges.
 
     Returns:
         (N, A, A), rows and columns in array order (z y x, or y x).
@@ -148,7 +167,7 @@ def backward_matrix(degrees: Tensor, scale: Tensor) -> Tensor:
         turn[:, a, b] = radians[:, column].sin()
         turn[:, b, a] = -radians[:, column].sin()
         total = total @ turn
-    return total / scale[:, None, None]
+    return total / (scale[:, None, None] if scale.ndim == 1 else scale[:, None, :])
 
 
 def normalised(matrix_NAA: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -152,3 +152,80 @@ def test_affine_parameters_stay_in_their_ranges():
     assert params["scale"].min() >= 0.8
     assert params["scale"].max() <= 1.4
     assert abs(params["applied"].float().mean() - 0.5) < 0.05
+
+
+def test_affine_with_one_probability_draws_as_it_always_did():
+    generator, again = (torch.Generator().manual_seed(4) for _ in range(2))
+    params = Affine(0.4, 30, (0.8, 1.4)).sample_params(50, (4, 4, 4), generator)
+    u = torch.rand(50, 5, generator=again)
+    assert torch.equal(params["applied"], u[:, 0] < 0.4)
+    assert torch.equal(params["scale"], 0.8 + (1.4 - 0.8) * u[:, 1])
+    assert torch.equal(params["degrees"], (2 * u[:, 2:] - 1) * 30)
+    Affine((0.2, 0.1), 30, (0.8, 1.4)).sample_params(50, (4, 4, 4), again.manual_seed(4))
+    assert torch.equal(generator.get_state(), again.get_state()), "two probabilities draw as much as one"
+
+
+@pytest.mark.parametrize("size", [(4, 4, 4), (4, 4)])
+def test_rotation_and_scaling_are_drawn_each_by_itself(size):
+    views = 40_000
+    params = Affine((0.2, 0.3), 30, (0.7, 1.4)).sample_params(views, size, torch.Generator().manual_seed(0))
+    rotated, scaled = (params["degrees"] != 0).any(1), params["scale"] != 1
+    assert torch.equal(params["applied"], rotated | scaled)
+    for found, wanted in [(rotated, 0.2), (scaled, 0.3), (rotated & scaled, 0.06)]:
+        assert abs(found.double().mean() - wanted) < 5 * (wanted * (1 - wanted) / views) ** 0.5
+    scale, degrees = params["scale"][scaled], params["degrees"][rotated]
+    assert 0.7 <= scale.min() < 0.701
+    assert 1.399 < scale.max() <= 1.4
+    assert (degrees.min(), degrees.max()) == pytest.approx((-30, 30), abs=0.1)
+    # what both have, or only one, says nothing about how far
+    assert params["scale"][rotated & scaled].mean() == pytest.approx(1.05, abs=0.03)
+    assert params["scale"][scaled & ~rotated].mean() == pytest.approx(1.05, abs=0.03)
+
+
+@pytest.mark.parametrize("probability", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_rotation_and_scaling_never_or_always(probability):
+    params = Affine(probability, 30, (0.7, 0.9)).sample_params(2000, (4, 4), torch.Generator().manual_seed(0))
+    rotated, scaled = (params["degrees"] != 0).any(1), params["scale"] != 1
+    assert (rotated == bool(probability[0])).all()
+    assert (scaled == bool(probability[1])).all()
+    assert (params["applied"] == any(probability)).all()
+
+
+@pytest.mark.parametrize("in_plane", [False, True])
+def test_rotation_and_scaling_together_equal_one_resampling_by_scipy(in_plane):
+    size, angles = (7, 12, 10), (25.0, 0.0, 0.0) if in_plane else (25.0, -15.0, 20.0)
+    smooth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=size), 1.2).astype(np.float32)
+    label = (smooth > 0).astype(np.int64) + 1
+    params = Affine((1.0, 1.0), 30, (0.7, 1.4)).sample_params(1, size, torch.Generator().manual_seed(0))
+    params |= {"degrees": torch.tensor([angles]), "scale": torch.tensor([1.25])}
+    x, found_label, valid = Affine((1.0, 1.0), 30, (0.7, 1.4), in_plane=in_plane).apply(
+        torch.from_numpy(smooth)[None, None],
+        torch.from_numpy(label)[None, None],
+        torch.ones(1, 1, *size, dtype=torch.bool),
+        params,
+    )
+    (cz, sz), (cy, sy), (cx, sx) = ((np.cos(np.radians(a)), np.sin(np.radians(a))) for a in angles)
+    about_z = np.array([[1, 0, 0], [0, cz, sz], [0, -sz, cz]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[cx, sx, 0], [-sx, cx, 0], [0, 0, 1]])
+    matrix = about_z @ about_y @ about_x @ np.diag([1.0 if in_plane else 0.8, 0.8, 0.8])  # enlarged: read 1 / 1.25
+    centre = (np.array(size) - 1) / 2
+    offset = centre - matrix @ centre
+    expected = ndimage.affine_transform(smooth, matrix, offset, order=1, cval=np.nan)
+    expected_label = ndimage.affine_transform(label, matrix, offset, order=0, cval=0)
+    inside = ~np.isnan(expected)
+    assert inside.mean() > 0.6
+    np.testing.assert_allclose(x[0, 0].numpy()[inside], expected[inside], atol=1e-4)
+    assert np.array_equal(found_label[0, 0].numpy()[inside], expected_label[inside])
+    assert valid[0, 0].numpy()[inside].all()
+
+
+def test_in_plane_turns_about_z_only_and_leaves_z_alone():
+    transform = Affine(1.0, 180, (0.7, 1.4), in_plane=True)
+    params = transform.sample_params(200, (3, 8, 8), torch.Generator().manual_seed(0))
+    assert (params["degrees"][:, 1:] == 0).all()
+    assert params["degrees"][:, 0].abs().max() > 170
+    planes = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1).expand(200, 1, 3, 8, 8)
+    turned, _, valid = transform.apply(planes, None, torch.ones(200, 1, 3, 8, 8, dtype=torch.bool), params)
+    torch.testing.assert_close(turned, planes * valid)
+    assert 0.5 < valid.float().mean() < 1
