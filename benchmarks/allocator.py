@@ -156,7 +156,10 @@ def main() -> None:
     if args.child:
         child(*args.child, args.runs)
         return
-    for name in args.steps or [name for name in STEPS if name not in PEERS.values()]:
+    known = [name for name in STEPS if name not in PEERS.values()]
+    if unknown := set(args.steps) - set(known):
+        parser.error(f"no step {', '.join(unknown)}; there are: {'; '.join(known)}")
+    for name in args.steps or known:
         compare(name, args.processes, args.runs)
 
 

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from harness import where
+
 SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
@@ -54,6 +56,7 @@ def compare(name: str, run: Path, words: list[object]) -> dict[str, Any]:
         "run_mb": round(took["peak_mb"]),
         "memory_ratio": round(took["peak_mb"] / memory, 3),
         "resident_ratio": round(run_resident / resident, 3),
+        "where": where(),
     }
 
 

@@ -6,7 +6,6 @@ benchmarks/allocator.py. Peaks come from calls of their own, which are not timed
 resident before, sampled every few milliseconds, after freed memory has been given back to the system (glibc).
 """
 
-import ctypes
 import gc
 import json
 import shlex
@@ -14,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -25,7 +23,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prevox.allocator import keep_freed_memory
+from prevox.allocator import keep_freed_memory, release_freed_memory
 from prevox.train.run_folder import environment
 
 _SAMPLING = 0.005  # seconds between two looks at the resident memory
@@ -52,8 +50,7 @@ def measured(function: Callable[[], Any]) -> Run:
     """Result, seconds, and peak resident memory above the start in MB, all of it taken from the system anew."""
     process, done, peak = psutil.Process(), threading.Event(), 0
     gc.collect()
-    with suppress(AttributeError, OSError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     start = process.memory_info().rss
 
     def watch() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from harness import where
 from prevox.config.base import read_yaml
 from prevox.evaluation.statistics import Interval, paired_difference
 
@@ -195,8 +194,9 @@ def dry_run_section(lines: Path) -> str:
     return "\n".join(
         [
             "## dry-run\n",
-            f"{where()}; `python benchmarks/dry_run.py DATA`, one run of each: what `--dry-run` estimated, and what\n"
-            "the run then took.\n",
+            "; ".join(dict.fromkeys(row["where"] for row in found))
+            + "; `python benchmarks/dry_run.py DATA`, one run of each: what\n`--dry-run` estimated, and what the run "
+            "then took.\n",
             table(head, rows),
         ]
     )

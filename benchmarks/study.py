@@ -136,7 +136,7 @@ def main(study: Study, data: Path, out: Path) -> None:
                 run(out, *tune, *words, "--out", arm, done=arm / "summary.json")
                 dice[rate] = score(out, arm, catalogue)
                 trials.append({"arm": f"{weights}-{labels}", "lr": rate, "dice": dice[rate]})
-            best[number] = max(dice, key=lambda rate: dice[rate]) if dice else best[number]
+            best[number] = max(dice, key=lambda rate: dice[rate]) if dice else best.get(number, study.rates[0])
             arm = out / f"{weights}-{labels}"
             words = [*scratch, *few, "--optim.lr", best[number], "--train.steps", study.steps]
             run(out, *tune, *words, "--out", arm, done=arm / "summary.json")

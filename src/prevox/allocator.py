@@ -10,13 +10,14 @@ from contextlib import suppress
 
 # of malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_MAPPED = 1 << 30  # bytes; whole volumes are still given back
+_MAPPED = 1 << 30  # bytes; larger blocks are still given back
 
 
 def keep_freed_memory() -> bool:
     """Let blocks below 1 GB stay with the process once freed, to be used again as they are.
 
-    The process then holds what its largest step took, with some gaps, until it ends. Calling it again changes nothing.
+    The process then holds what its largest step took, with some gaps, until it ends or calls `release_freed_memory`.
+    Calling it again changes nothing.
 
     Returns:
         Whether the C library has taken it; only glibc does (Linux).
@@ -27,3 +28,9 @@ def keep_freed_memory() -> bool:
         mapped = mallopt(_MMAP_THRESHOLD, _MAPPED) or mallopt(_MMAP_MAX, 0)
         return bool(mapped and mallopt(_TRIM_THRESHOLD, -1))
     return False
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is kept and not in use; it is taken again when it is needed."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -158,7 +158,7 @@ CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "neither": (
         [word for word in TUNE if word not in ("--pretrained", "{mae}")],
-        ("give --pretrained RUN, or an encoder to train from scratch",),
+        ("give --pretrained RUN, or a network to train from scratch",),
     ),
     "run that is not empty": (
         [*PRE, "--out", "{mae}"],

@@ -41,6 +41,8 @@ def test_the_encoder_rests_while_the_decoder_is_trained_alone(runs: Path) -> Non
     encoder = [name for name in handed if name.startswith("encoder.")]
     assert encoder
     assert all(torch.equal(handed[name], first[f"network.{name}"]) for name in encoder)
+    up = "network.decoder.transpconvs.0.weight"
+    assert not torch.equal(weights(runs / "seg", 3)[up], first[up])
     moved = [not torch.equal(handed[name], last[f"network.{name}"]) for name in encoder if name.endswith("conv.weight")]
     assert all(moved)
     rates = [json.loads(line)["lr"] for line in (runs / "seg" / "metrics.jsonl").read_text().splitlines()]

@@ -137,7 +137,8 @@ class FinetuneConfig(RunConfig):
     def _starts_from_something(self) -> "FinetuneConfig":
         if self.pretrained is None and self.encoder is None:
             raise ValueError(
-                "give --pretrained RUN, or an encoder to train from scratch (--encoder.size B, or a recipe)"
+                "give --pretrained RUN, or a network to train from scratch: --encoder.name vit --encoder.size B, or "
+                "--encoder.name resenc --encoder.size L"
             )
         if self.pretrained is not None and self.encoder is not None:
             raise ValueError("give --pretrained or --encoder, not both; with --pretrained the encoder is the run's own")
@@ -147,6 +148,11 @@ class FinetuneConfig(RunConfig):
             )
         if self.freeze_encoder and self.decoder_first:
             raise ValueError("give --freeze_encoder or --decoder_first, not both: one is for good, one for a while")
+        if self.decoder_first and self.decoder_first + self.schedule.warmup >= 1:
+            raise ValueError(
+                f"decoder_first {self.decoder_first:g} and schedule.warmup {self.schedule.warmup:g} are shares of the "
+                "run; together they must leave some of it for the decay"
+            )
         return self
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prevox.config.models import ResEncConfig, UNETRConfig, ViTConfig
 from prevox.config.runs import FinetuneConfig
+from prevox.console import warn
 from prevox.errors import ConfigError
 from prevox.models.registry import build_model
 from prevox.models.resenc.network import ResEncUNet
@@ -48,8 +49,11 @@ def network_spec(config: FinetuneConfig, source: ModelSpec | None, channels: int
         raise ConfigError(f"pretrained: the run holds a '{name}'; fine-tuning knows 'vit' and 'resenc'.")
     if config.decoder is not None:
         raise ConfigError(
-            "decoder: is the UNETR's, for vision transformers; a U-Net ('resenc') has its own. Leave it out."
+            "decoder: is the UNETR's, for vision transformers; a U-Net ('resenc') has its own. Leave it out, or take a "
+            "recipe for U-Nets such as resenc-l in place of one for the UNETR."
         )
+    if "drop_path" in config.model_fields_set:
+        warn("drop_path is ignored: a U-Net has none")
     if source is None:
         settings = resenc_settings(config.encoder, config.views.size, channels, outputs)  # type: ignore[arg-type]
     else:
@@ -89,9 +93,10 @@ def build_network(
     if spec.name == "vit":
         features = (decoder or UNETRConfig()).features
         return UNETR(build_model(spec.name, spec.settings), channels, outputs, features)
+    assert (channels, outputs) == (spec.settings["channels"], spec.settings["classes"])
     network: ResEncUNet = build_model(spec.name, {**spec.settings, "deep_supervision": deep_supervision})
-    if deep_supervision:
-        network.decoder.seg_layers[0].requires_grad_(False)  # the coarsest has no weight in the loss
+    if deep_supervision and len(network.decoder.seg_layers) > 1:
+        network.decoder.seg_layers[0].requires_grad_(False)  # the coarsest of several has no weight in the loss
     return network
 
 
@@ -102,11 +107,17 @@ def transferred(weights: Mapping[str, Tensor], spec: ModelSpec, transfer: str) -
         weights: State dict that pre-training handed over.
         spec: Of the network to fine-tune.
         transfer: "encoder" or "encoder_decoder".
+
+    Raises:
+        ConfigError: If the decoder is asked for and there is none.
     """
     if spec.name == "vit":
         return dict(weights)
     left_out = HEADS if transfer == "encoder_decoder" else "decoder."
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(left_out)}
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(left_out)}
+    if transfer == "encoder_decoder" and not any(name.startswith("decoder.") for name in kept):
+        raise ConfigError("transfer: the pre-training run holds no decoder; found an encoder only. Give encoder.")
+    return kept
 
 
 def describe_decoder(network: Network) -> dict[str, Any]:

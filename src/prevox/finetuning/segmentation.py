@@ -222,10 +222,14 @@ def build(
     described = network.encoder if isinstance(network, UNETR) else network  # what `spec` describes
     transfer = None
     if weights is not None and source is not None and not config.scratch:
-        fitted, transfer = adapt(transferred(weights, spec, config.transfer), source, spec)
+        taken = transferred(weights, spec, config.transfer)
+        fitted, transfer = adapt(taken, source, spec)
+        transfer.unexpected.extend(name for name in weights if name not in taken)
         described.load_state_dict(fitted, strict=False)
     if isinstance(network, UNETR):
         network.encoder.make_positions_learnable()
+    if transfer is None:
+        _warn_of_ignored(config)
     if config.views.scale is not None:
         raise ConfigError("views.scale: fine-tuning cuts views at the store's resolution. Leave it out.")
     view = ViewGroup(config.views.size, config.views.count, True, config.views.foreground, config.views.augment)
@@ -241,3 +245,12 @@ def build(
     )
     handed = NormaliseConfig.parse(metadata.get("normalise", {}), f"{config.pretrained}: normalise")
     return Built(task, config.normalise or handed, transfer)
+
+
+def _warn_of_ignored(config: FinetuneConfig) -> None:
+    """Settings that say how pre-trained weights are used, where there are none."""
+    if config.transfer != "encoder":
+        warn("transfer is ignored: no pre-trained weights are used")
+    if config.freeze_encoder or config.decoder_first:
+        name = "freeze_encoder" if config.freeze_encoder else "decoder_first"
+        warn(f"{name}: the encoder that is held still has random weights; from scratch, leave it out or set it to 0")

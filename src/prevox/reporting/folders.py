@@ -34,6 +34,7 @@ class Run:
     split: dict[str, list[str]] = field(default_factory=dict)
     classes: dict[str, list[int]] = field(default_factory=dict)
     transfer: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     scored: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +79,7 @@ def _read_run(path: Path, name: str) -> Run:
         summary=_json(path / "summary.json"),
         split=_json(path / "split.json"),
         classes=_json(path / "classes.json"),
+        network=_json(path / "network.json"),
         transfer=_json(path / "transfer.json"),
         metrics=_metrics(path / "metrics.jsonl"),
         scores=_scores(path / "evaluation" / "scores.csv"),

@@ -21,7 +21,7 @@ METRICS = {  # column of scores.csv -> (heading, decimals)
 MEAN = "mean of classes"
 # may differ between a run and its arm from scratch: how it starts, and what that asks of the first steps
 ARM_SETTINGS = {
-    *("scratch", "pretrained", "transfer", "decoder_first", "schedule.warmup", "freeze_encoder"),
+    *("scratch", "pretrained", "transfer", "decoder_first", "schedule.warmup"),
     *("optim.lr", "out", "resume"),
 }
 
@@ -248,15 +248,17 @@ def describe(run: Run) -> str:
             parts.append(" to ".join(f"{100 * ratio:g}" for ratio in ratios) + " % masked")
         return ", ".join(parts)
     source = config.get("pretrained")
-    decoder = (config.get("decoder") or {}).get("name")
+    kind = ((run.network or config).get("decoder") or {}).get("name", "network")
+    kind = {"unetr": "UNETR", "resenc": "residual encoder U-Net"}.get(kind, kind)
     if source is None:
-        encoder = _network(config.get("encoder") or {})
-        start = f"{decoder} on {encoder} from scratch" if decoder else f"{encoder} from scratch"
+        encoder = config.get("encoder") or {}
+        on = f" on {_network(encoder)}" if encoder.get("name") == "vit" else ""
+        start = f"{kind}{on} from scratch"
     elif config.get("scratch"):
-        start = f"{decoder or 'network'} from scratch, architecture of {Path(source).name}"
+        start = f"{kind} from scratch, architecture of {Path(source).name}"
     else:
         both = " with its decoder" if config.get("transfer") == "encoder_decoder" else ""
-        start = f"{decoder or 'network'} from {Path(source).name}{both}"
+        start = f"{kind} from {Path(source).name}{both}"
     if config.get("decoder_first"):
         start += f", decoder alone for {100 * config['decoder_first']:g} % of the steps"
     return start + (", encoder frozen" if config.get("freeze_encoder") else "")

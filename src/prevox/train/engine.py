@@ -77,7 +77,10 @@ class Engine:
         job: What to train, and how.
 
     Raises:
-        ConfigError: If the precision does not exist on the device.
+        ConfigError: If the precision does not exist on the device, or one of two phases would have no step.
+
+    Attributes:
+        parameters: Number of all that is ever trained.
     """
 
     def __init__(self, job: Job) -> None:
@@ -96,9 +99,16 @@ class Engine:
             world=self.world,
         )
         self.steps = self._length()
+        first = decoder_steps(job.decoder_first, self.steps)
+        if job.decoder_first and not 0 < first < self.steps:
+            raise ConfigError(
+                f"decoder_first: {job.decoder_first:g} of {self.steps} steps are {first}; expected at least one step "
+                "for the decoder alone and one for everything. Train longer, or choose another share."
+            )
         optimiser = build_optimiser(job.task, job.optim)  # of all that is ever trained
+        self.parameters = sum(p.numel() for group in optimiser.param_groups for p in group["params"])
         self.waiting = [p for name, p in job.task.named_parameters() if p.requires_grad and job.task.waits(name)]
-        self._hold(decoder_steps(job.decoder_first, self.steps) > 0)
+        self._hold(first > 0)
         self.task, self.optimiser = self.accelerator.prepare(job.task, optimiser)
         self.window: list[StepRecord] = []  # since the last row of the log
 

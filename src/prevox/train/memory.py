@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 
+from prevox.allocator import release_freed_memory
+
 
 def reset_peak(device: torch.device) -> None:
     """Let `peak_mb` count from here: a process may train several times."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    release_freed_memory()  # of an earlier run
     with suppress(OSError):  # Linux only; elsewhere the peak is the process's
         Path("/proc/self/clear_refs").write_text("5")
 

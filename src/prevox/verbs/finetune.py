@@ -1,7 +1,9 @@
 """`prevox finetune`: a labelled store, and an encoder or none, become a segmentation run."""
 
 import json
+from typing import Any
 
+from prevox.config.models import UNETRConfig
 from prevox.config.runs import FinetuneConfig
 from prevox.console import console, warn
 from prevox.data.splits import labelled_subset, split_images
@@ -65,6 +67,10 @@ def finetune(config: FinetuneConfig) -> RunResult:
         "classes.json": {name: list(values) for name, values in built.task.scheme.classes.items()},
         "transfer.json": built.transfer.plain() if built.transfer else None,
     }
+    resolved: dict[str, Any] = {"layer_decay": built.task.layer_decay}  # config.yaml holds what is used
+    if config.decoder is None and built.task.spec.name == "vit":
+        resolved["decoder"] = UNETRConfig()
+    config = config.model_copy(update=resolved)
     return train_run("finetune", config, job, {**split, "train": images, "seen_in_pretraining": seen}, files)
 
 

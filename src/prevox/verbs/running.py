@@ -15,7 +15,6 @@ from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
 from prevox.train.estimate import rehearse
-from prevox.train.optim import count_parameters
 from prevox.train.run_folder import check_run, environment, write_json, write_run
 
 
@@ -62,7 +61,7 @@ def train_run(
     engine.accelerator.wait_for_everyone()
     subjects = job.store.index.loc[job.images, "subject"].nunique()
     console.print(
-        f"{verb}: {len(job.images)} images of {subjects} subjects, {count_parameters(job.task) / 1e6:.1f} M parameters "
+        f"{verb}: {len(job.images)} images of {subjects} subjects, {engine.parameters / 1e6:.1f} M parameters "
         f"to train, {engine.steps} steps, on {engine.accelerator.device} ({config.train.precision}); run folder {run}"
     )
     try:
@@ -79,7 +78,7 @@ def train_run(
         "steps": result.steps,
         "seconds": result.seconds,
         "peak_mb": result.peak_mb,
-        "parameters": count_parameters(job.task),
+        "parameters": engine.parameters,
         "images": len(job.images),
         "subjects": int(subjects),
         "finished": result.finished,
@@ -100,9 +99,11 @@ def dry_run(config: RunConfig, job: Job) -> RunResult:
     found = rehearse(engine, next(folder for folder in config.out.absolute().parents if folder.is_dir()))
     rate = config.train.batch * config.train.accumulation * engine.world / found.step
     table = Table(title=f"dry run: estimate from {found.timed} real steps", show_header=False)
-    table.add_row("parameters to train", f"{count_parameters(job.task) / 1e6:.2f} M")
+    table.add_row("parameters to train", f"{engine.parameters / 1e6:.2f} M")
     table.add_row("steps", f"{found.steps}")
     table.add_row("time per step", f"{found.step:.3f} s, {found.waiting:.0%} of it waiting for data")
+    if found.held:
+        table.add_row("decoder alone", f"{found.held} of these steps, {found.held_step:.3f} s each")
     table.add_row("throughput", f"{rate:.2f} images/s")
     table.add_row("pictures", f"{found.pictures} times {found.picture:.1f} s")
     table.add_row(

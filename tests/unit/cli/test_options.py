@@ -24,6 +24,8 @@ def surface() -> str:
     for model in MODELS:
         schema = schema_of("pretrain", {"model": {"name": model}})
         lines += [f"pretrain[{model}] {key}" for key in keys_of(schema) if key.startswith("model.")]
+        schema = schema_of("finetune", {"encoder": {"name": model}})
+        lines += [f"finetune[{model}] {key}" for key in keys_of(schema) if key.startswith("encoder.")]
     return "\n".join(sorted(lines)) + "\n"
 
 

@@ -41,7 +41,7 @@ def test_a_rule_between_keys_does_not_print_the_whole_config() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give --pretrained RUN, or an encoder"),
+        ({}, "give --pretrained RUN, or a network"),
         ({"pretrained": "r", "encoder": {"size": "T"}}, "not both"),
         ({"encoder": {"size": "T"}, "scratch": True}, "--scratch needs --pretrained"),
     ],
@@ -112,10 +112,19 @@ def test_every_shipped_recipe_parses(verb: str, name: str) -> None:
         assert config.method.name == recipe["method"]["name"]
     else:
         start = {} if "encoder" in recipe else {"pretrained": "r"}
-        finetune_schema().parse({**recipe, **start, "store": "s", "out": "o"})
+        schema = finetune_schema(recipe.get("encoder", {}).get("name", "vit"))
+        schema.parse({**recipe, **start, "store": "s", "out": "o"})
     assert (RECIPES / verb / f"{name}.yaml").read_text().startswith("#"), "a recipe begins with what it is"
 
 
 def test_the_recipes_that_the_issue_names_exist() -> None:
     wanted = {"selfmedmae-btcv", "selfmedmae-brats", "selfmedmae-cxr14", "mae3d-btcv", "mae-vit-cpu"}
     assert wanted <= set(recipe_names("pretrain"))
+
+
+def test_two_phases_must_leave_a_decay() -> None:
+    with pytest.raises(ConfigError, match="together they must leave some of it"):
+        finetune_schema().parse(
+            {"store": "s", "out": "o", "pretrained": "r", "train": {"steps": 9}, "decoder_first": 0.6}
+            | {"schedule": {"warmup": 0.4}}
+        )

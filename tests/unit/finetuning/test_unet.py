@@ -69,6 +69,7 @@ def test_the_encoder_comes_along_and_the_decoder_does_not(pretraining):
     stem = "encoder.stem.convs.0.conv.weight"
     assert not torch.equal(new[stem], weights[stem])
     assert all(name.startswith("decoder.") for name in built.transfer.missing)
+    assert set(built.transfer.unexpected) == {name for name in weights if name.startswith("decoder.")}
     assert set(built.transfer.loaded) == {name for name in weights if name.startswith("encoder.")}
 
 
@@ -103,6 +104,13 @@ def test_of_two_outputs_the_coarser_one_has_no_weight():
     torch.testing.assert_close(found.loss, dice.mean() + entropy)  # the coarser of two has no weight
     assert not task.network.decoder.seg_layers[0].weight.requires_grad
     assert task.network.decoder.seg_layers[1].weight.requires_grad
+
+
+def test_the_only_output_of_two_stages_is_trained():
+    encoder = {**ENCODER, "stages": 2, "features": [4, 4], "blocks": [1, 1], "strides": ["1", "2"]}
+    task = made(deep_supervision=True, encoder=encoder).task
+    task(example(), context()).loss.backward()
+    assert task.network.decoder.seg_layers[0].weight.grad.abs().sum() > 0
 
 
 def test_three_outputs_are_weighted_two_to_one_to_none():

@@ -139,8 +139,8 @@ def test_settings_per_axis_and_in_two_dimensions() -> None:
 @pytest.mark.parametrize(
     ("settings", "size", "message"),
     [
-        ({"features": [4, 8]}, (8, 8, 8), "model.features has 2 entries and the network 4 stages"),
-        ({"kernels": [3, 3, 2, 3]}, (8, 8, 8), r"model.kernels: found \[2, 2, 2\]; expected odd"),
+        ({"features": [4, 8]}, (8, 8, 8), "features has 2 entries and the network 4 stages"),
+        ({"kernels": [3, 3, 2, 3]}, (8, 8, 8), r"kernels: found \[2, 2, 2\]; expected odd"),
         ({"strides": [1, 2, 2, "2x2"]}, (8, 8, 8), "'2x2' has 2 numbers and the views have 3 axes"),
         ({}, (8, 12, 8), "views.size is 12 along y, .* total stride of 8 .* 8 and 16"),
     ],

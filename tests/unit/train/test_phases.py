@@ -10,6 +10,7 @@ from torch import nn
 from prevox.config.data import NormaliseConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
 from prevox.data.store import Store
+from prevox.errors import ConfigError
 from prevox.task import Batch, StepContext, StepOutput, Task, ViewGroup
 from prevox.train.engine import Engine, Job
 from prevox.train.estimate import rehearse
@@ -123,6 +124,16 @@ def test_the_estimate_times_both_kinds_of_steps(tiny_store: Path, tmp_path: Path
     expected = found.first + 2 * found.held_step + 7 * found.step
     extra = found.checkpoints * found.checkpoint + (found.pictures - 1) * found.picture
     held = [len(trained) == 2 for trained in made.task.trained]
-    assert held[:3] == [True] * 3
-    assert not any(held[-3:])
+    assert held.index(False) == 1 + 2 + 6  # one with pictures, two to warm up, six that are timed
+    assert not any(held[9:])
     assert found.seconds == pytest.approx(expected + extra)
+
+
+@pytest.mark.parametrize(("steps", "first"), [(5, 0.05), (10, 0.99)])
+def test_phases_without_a_step_are_refused(tiny_store: Path, steps: int, first: float) -> None:
+    with pytest.raises(ConfigError, match=rf"decoder_first: {first:g} of {steps} steps are (0|{steps})"):
+        Engine(job(tiny_store, first=first, steps=steps))
+
+
+def test_all_that_is_ever_trained_is_counted(tiny_store: Path) -> None:
+    assert Engine(job(tiny_store)).parameters == 4

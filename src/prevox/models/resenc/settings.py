@@ -56,7 +56,7 @@ def resenc_settings(config: ResEncConfig, size: Sequence[int], channels: int, cl
     }
     for kernel in settings["kernels"]:
         if any(k % 2 == 0 for k in kernel):
-            raise ConfigError(f"model.kernels: found {kernel}; expected odd numbers, which keep the size of a map.")
+            raise ConfigError(f"kernels: found {kernel}; expected odd numbers, which keep the size of a map.")
     check_size(size, settings["strides"])
     return settings
 
@@ -98,8 +98,8 @@ def total_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 def _per_stage(key: str, values: Sequence[T], stages: int) -> list[T]:
     if len(values) != stages:
         raise ConfigError(
-            f"model.{key} has {len(values)} entries and the network {stages} stages; give one entry for each stage, or "
-            "change model.stages."
+            f"{key} has {len(values)} entries and the network {stages} stages; give one entry for each stage, or "
+            "change stages."
         )
     return list(values)
 
@@ -110,6 +110,6 @@ def _per_axis(key: str, word: str, axes: int) -> list[int]:
         return numbers * axes
     if len(numbers) != axes:
         raise ConfigError(
-            f"model.{key}: '{word}' has {len(numbers)} numbers and the views have {axes} axes; give one for each axis."
+            f"{key}: '{word}' has {len(numbers)} numbers and the views have {axes} axes; give one for each axis."
         )
     return numbers
