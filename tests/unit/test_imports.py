@@ -27,6 +27,7 @@ FORBIDDEN = {
 TORCH_FREE = [
     "geometry",
     "store",
+    "plan",
     "prepare",
     "runner",
     "catalogue",

@@ -24,6 +24,11 @@ VERBS: dict[str, Verb] = {
         "prevox.data.catalogue:catalogue",
         "recognise folders of scans; write one row per image",
     ),
+    "plan": Verb(
+        "prevox.config.data:PlanConfig",
+        "prevox.verbs.plan:plan",
+        "spacing, view and network for these scans, as nnU-Net plans",
+    ),
     "prepare": Verb(
         "prevox.config.data:PrepareConfig",
         "prevox.data.prepare:prepare",

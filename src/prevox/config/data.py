@@ -25,6 +25,17 @@ class CatalogueConfig(Config):
     """Stop at the first unreadable image instead of quarantining it in NAME.failures.csv beside --out."""
 
 
+class PlanConfig(Config):
+    """Plan spacing, view, network and batch from the geometry of the images, as nnU-Net does: the dynamic baseline."""
+
+    catalogue: Path
+    """Parquet file written by `prevox catalogue`; its labelled images count, or all where none is labelled."""
+    out: Path = Path("plan.yaml")
+    """Recipe for `prevox finetune` to write; the numbers behind it go into a JSON file of the same name."""
+    size: Literal["S", "M", "L", "XL"] = "L"
+    """Network and memory to plan for: S for two CPU cores; M, L, XL for a GPU of 8, 24, 40 GB."""
+
+
 class PrepareConfig(Config):
     """Reorient, crop, resample and write images as an OME-Zarr store; a killed run goes on where it was."""
 
