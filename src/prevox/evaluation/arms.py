@@ -87,10 +87,10 @@ def read_arms(runs: Sequence[str], metric: str) -> list[Arm]:
         ConfigError: If fewer than two names are left.
     """
     given = [_name_and_path(run) for run in runs]
-    short = short_names(tuple(_meant(path) for _, path in given))
+    short = iter(short_names(tuple(_meant(path) for name, path in given if name is None)))
     folders: dict[str, list[Path]] = {}
-    for (name, path), short_name in zip(given, short, strict=True):
-        folders.setdefault(name or short_name, []).append(path)
+    for name, path in given:
+        folders.setdefault(name or next(short), []).append(path)
     if len(folders) < 2:
         raise ConfigError(
             f"runs: found one run ({next(iter(folders), 'none')}); expected at least two to compare. Give more, as "
