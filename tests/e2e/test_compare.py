@@ -61,7 +61,7 @@ def test_missing_cases_are_accounted_for_and_none_left_is_an_error(chain: Chain,
     prevox("evaluate", "--predictions", fewer / "masks", "--references", chain.catalogue)
     case = gone.name.removesuffix(".nii.gz")
     text = prevox("compare", "--runs", chain.seg, fewer, "--out", tmp_path / "out")
-    assert f"1 cases: {case} (fewer: not predicted)" in " ".join(text.split())
+    assert f"has them (1): {case} (fewer: not predicted)" in " ".join(text.split())
     assert "one subject says nothing" in text
     scores = pd.read_parquet(fewer / "evaluation" / "scores.parquet")
     scores.assign(case="elsewhere").drop_duplicates("class").to_parquet(fewer / "evaluation" / "scores.parquet")

@@ -29,6 +29,7 @@ class Comparison:
 
     Attributes:
         metric: Column of the scores.
+        tolerance_mm: Of NSD; None for other metrics, or where no evaluation says.
         baseline: The run that the others are compared with; None if every pair is.
         runs: Names with their folders.
         datasets: name, cases, subjects, classes, classes_left_out, not_counted (class → ids of cases in which it is
@@ -44,6 +45,7 @@ class Comparison:
     """
 
     metric: str
+    tolerance_mm: float | None
     baseline: str | None
     runs: dict[str, list[str]]
     datasets: list[dict[str, Any]]
@@ -84,8 +86,11 @@ def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: st
     for test in TESTS:
         for entry, adjusted in zip(tested, holm([entry[test] for entry in tested]), strict=True):
             entry[f"{test}_holm"] = float(adjusted)
+    family = sum(entry["subjects"] > 1 for entry in tested)
+    tolerances = sorted({value for arm in arms for value in arm.tolerances}) if metric == "nsd" else []
     return Comparison(
         metric=metric,
+        tolerance_mm=tolerances[0] if tolerances else None,  # `align` has refused several
         baseline=baseline,
         runs={arm.name: arm.folders for arm in arms},
         datasets=[_described(dataset) for dataset in alignment.datasets],
@@ -93,7 +98,7 @@ def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: st
         scores=[entry for dataset in alignment.datasets for entry in _scores(dataset, names)],
         differences=differences,
         ranks=_ranks(alignment.datasets, names, metric),
-        verdicts=[verdict(entry, metric, len(tested), len(alignment.datasets) > 1) for entry in tested],
+        verdicts=[verdict(entry, metric, family, len(alignment.datasets) > 1) for entry in tested],
     )
 
 

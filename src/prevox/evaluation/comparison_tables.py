@@ -54,6 +54,12 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else number(p, 3)
 
 
+def metric_label(comparison: "Comparison") -> str:
+    """The metric as headings name it; NSD means little without its tolerance."""
+    label = LABELS[comparison.metric][0]
+    return label if comparison.tolerance_mm is None else f"{label} at {comparison.tolerance_mm:g} mm"
+
+
 def grids(comparison: "Comparison") -> list[Grid]:
     """All tables of a comparison."""
     tables = [_scores(comparison), _differences(comparison), _ranks(comparison), _stability(comparison)]
@@ -82,7 +88,7 @@ def account(comparison: "Comparison", most: int | None = None) -> list[str]:
             f"{case} ({', '.join(f'{run}: {reason}' for run, reason in where.items())})"
             for case, where in comparison.left_out.items()
         ]
-        lines.append(f"Left out because not every run has them, {len(missing)} cases: {_named(missing, most)}.")
+        lines.append(f"Left out because not every run has them ({len(missing)}): {_named(missing, most)}.")
     return lines
 
 
@@ -92,7 +98,7 @@ def markdown(comparison: "Comparison") -> str:
     def text(value: str) -> str:
         return _escaped(value, MARKDOWN)
 
-    parts = [f"# Comparison: {LABELS[comparison.metric][0]}"]
+    parts = [f"# Comparison: {metric_label(comparison)}"]
     parts.append("\n".join(f"- {text(line)}" for line in comparison.verdicts))
     parts += ["## Cases", "\n".join(f"- {text(line)}" for line in account(comparison))]
     for grid in grids(comparison):
@@ -150,7 +156,7 @@ def say(comparison: "Comparison") -> None:
 
 
 def _scores(comparison: "Comparison") -> Grid:
-    label, decimals = LABELS[comparison.metric]
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
     rows = [
         [e["dataset"], e["run"], interval(e, decimals), interval(e, decimals, value="median"), str(e["cases"]),
          str(e["subjects"])]
@@ -162,7 +168,7 @@ def _scores(comparison: "Comparison") -> Grid:
 
 
 def _differences(comparison: "Comparison") -> Grid:
-    label, decimals = LABELS[comparison.metric]
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
     tested = [e for e in comparison.differences if e["class"] == MEAN]
     rows = [
         [
@@ -207,7 +213,7 @@ def _stability(comparison: "Comparison") -> Grid:
 
 
 def _classes(comparison: "Comparison") -> Grid:
-    label, decimals = LABELS[comparison.metric]
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
     return _by_class(
         f"{label} by class", comparison.scores, list(comparison.runs), lambda e: e["run"],
         lambda e: interval(e, decimals),
@@ -215,7 +221,7 @@ def _classes(comparison: "Comparison") -> Grid:
 
 
 def _class_differences(comparison: "Comparison") -> Grid:
-    label, decimals = LABELS[comparison.metric]
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
 
     def pair(entry: Mapping[str, Any]) -> str:
         return f"{entry['run']} − {entry['other']}"

@@ -75,6 +75,24 @@ def test_distances_are_better_when_small(tmp_path):
     assert next(e["rank"] for e in comparison.ranks if e["run"] == "better") == 1
 
 
+def test_nsd_is_named_with_its_tolerance(tmp_path):
+    result = run(tmp_path, two(tmp_path, **ONE, tolerance=2.5), metric="nsd")
+    assert "## NSD at 2.5 mm by run" in (result.path / "tables.md").read_text()
+    assert json.loads((result.path / "comparison.json").read_text())["tolerance_mm"] == 2.5
+    assert run(tmp_path, two(tmp_path)).comparison.tolerance_mm is None
+
+
+def test_a_dataset_of_one_subject_does_not_count_for_holm(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.05)):
+        evaluation(tmp_path / name / "1", many(0, shift), dataset="liver")
+        evaluation(tmp_path / name / "2", {"x_1": (0.5, 0.5)}, dataset="spleen")
+    comparison = run(tmp_path, [f"{name}={tmp_path / name / part}" for name in "ab" for part in "12"]).comparison
+    liver = next(e for e in comparison.differences if (e["dataset"], e["class"]) == ("liver", "mean"))
+    assert liver["permutation_p_holm"] == liver["permutation_p"]
+    assert "Holm" not in comparison.verdicts[0]
+    assert comparison.verdicts[1] == "spleen: one subject says nothing about b and a."
+
+
 def test_a_run_cannot_be_told_apart_from_itself(tmp_path, capsys):
     runs = two(tmp_path, many(0), many(0), classes=("x", "y"))
     comparison = run(tmp_path, runs).comparison
