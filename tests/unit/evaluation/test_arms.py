@@ -44,13 +44,14 @@ def test_names(tmp_path):
 
 
 def test_cases_are_matched_by_id_not_by_row(tmp_path):
-    second = {"b_1": (0.1, 0.3), "a_2": (0.2, 0.4), "a_1": (0.5, 0.7)}
-    (dataset,) = aligned(*pair(tmp_path, second=second)).datasets
-    assert dataset.cases == ["a_1", "a_2", "b_1"]
-    assert dataset.subjects == ["a", "a", "b"]
+    first = {case: DICE[case] for case in ("b_1", "a_1", "a_2")}
+    second = {"a_2": (0.2, 0.4), "b_1": (0.1, 0.3), "a_1": (0.5, 0.7)}
+    (dataset,) = aligned(*pair(tmp_path, first, second)).datasets
+    assert dataset.cases == ["b_1", "a_1", "a_2"]  # the first run's order
+    assert dataset.subjects == ["b", "a", "a"]
     assert dataset.classes == ["front", "back", "mean"]
-    np.testing.assert_allclose(dataset.values[0], [[0.8, 0.5], [0.6, 0.2], [1.0, 0.1]])
-    np.testing.assert_allclose(dataset.values[2], [[0.6, 0.6], [0.4, 0.3], [0.5, 0.2]])
+    np.testing.assert_allclose(dataset.values[0], [[1.0, 0.1], [0.8, 0.5], [0.6, 0.2]])
+    np.testing.assert_allclose(dataset.values[2], [[0.5, 0.2], [0.6, 0.6], [0.4, 0.3]])
 
 
 def test_missing_cases_are_listed_with_their_reason(tmp_path):

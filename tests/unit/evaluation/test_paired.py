@@ -33,7 +33,7 @@ def test_permutation_by_hand():
     assert permutation_p([1, 2, 3]) == pytest.approx(2 / 8)
     assert permutation_p([-1, 2, 3]) == pytest.approx(4 / 8)
     assert permutation_p([1, 2, -3]) == 1.0
-    assert permutation_p([0.1, 0.2, -0.3]) == 1.0  # 0.1 + 0.2 − 0.3 is not 0 in binary
+    assert permutation_p([0.1, 0.2, -0.1]) == pytest.approx(6 / 8)  # ±0.2 is reached in two ways, unequal in binary
     assert permutation_p([0, 0]) == 1.0
     assert np.isnan(permutation_p([2.0]))
 

@@ -128,6 +128,11 @@ def test_median_against_all_resamples():
     np.testing.assert_allclose([low, high], expected, atol=1e-9)
 
 
+def test_median_of_an_even_number_lies_between():
+    """Of 0 and 1 the resampled medians are 0, 0.5, 0.5, 1; 41 % are left out on each side at this level."""
+    assert bootstrap_median([0.0, 1.0], ["a", "b"], level=0.1) == (0.5, 0.5, 0.5)
+
+
 def test_median_counts_subjects_and_leaves_nan_out():
     values, subjects = np.random.default_rng(5).random(12), np.arange(12)
     once = bootstrap_median(values, subjects)
