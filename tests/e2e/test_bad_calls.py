@@ -25,6 +25,7 @@ TUNE = ["finetune", "--store", "{store}", "--out", "{new}", "--pretrained", "{ma
 PREPARE = ["prepare", "--catalogue", "{c.parquet}", "--out", "{new}"]
 PREDICT = ["predict", "--run", "{seg}", "--images", "{c.parquet}", "--out", "{new}"]
 EVALUATE = ["evaluate", "--predictions", "{seg}", "--references", "{c.parquet}", "--out", "{new}"]
+COMPARE = ["compare", "--out", "{new}", "--runs"]
 UNWRITABLE = ("cannot be written (Not a directory)", "--out")
 
 CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
@@ -209,6 +210,13 @@ CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("mae: the run has no predictions", "Make them with: prevox predict"),
     ),
     "no references": ([*EVALUATE, "--references", "{no.parquet}"], ("no.parquet: found no such", "expected", "Check")),
+    "no run to compare": ([*COMPARE, "{nowhere}", "{seg}"], ("nowhere: no such folder", "Give fine-tuning runs")),
+    "one run to compare": ([*COMPARE, "{seg}"], ("found one run (seg)", "expected at least two", "NAME=PATH")),
+    "run without scores": (
+        [*COMPARE, "{seg}", "{mae}"],
+        ("seg: holds no scores", "Make them with: prevox evaluate --predictions"),
+    ),
+    "metric": ([*COMPARE, "{seg}", "{mae}", "--metric", "iou"], ("--metric", "'iou'", "dice")),
     "no run to report": (["report", "--runs", "{nowhere}"], ("nowhere: no such folder", "Give run folders")),
     "store as run to report": (["report", "--runs", "{store}"], ("store: holds no config.yaml", "Give the folder")),
 }

@@ -225,6 +225,7 @@ def test_python_functions_do_what_the_commands_do(chain: Chain, tmp_path: Path) 
         (["pretrain", "--store", "nowhere", "--out", "o", "--train.steps", "1"], "nowhere"),
         (["predict", "--run", "nowhere", "--images", "x"], "nowhere"),
         (["evaluate", "--predictions", "nowhere", "--references", "x"], "nowhere"),
+        (["compare", "--runs", "nowhere", "x", "--out", "o"], "nowhere"),
         (["report", "--runs", "nowhere"], "nowhere"),
         (["pretrain", "--store", "s", "--out", "o", "--recipe", "mae-vit-cup"], "Did you mean 'mae-vit-cpu'"),
     ],

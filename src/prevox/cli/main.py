@@ -54,6 +54,11 @@ VERBS: dict[str, Verb] = {
         "prevox.evaluation.evaluate:evaluate",
         "Dice, HD95 and NSD per case and class, with intervals",
     ),
+    "compare": Verb(
+        "prevox.config.runs:CompareConfig",
+        "prevox.evaluation.compare:compare",
+        "evaluated runs on the same cases: paired tests, ranks",
+    ),
     "report": Verb(
         "prevox.config.runs:ReportConfig",
         "prevox.reporting.html:report",

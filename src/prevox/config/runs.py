@@ -1,4 +1,4 @@
-"""Settings of the verbs that make and use runs: pretrain, finetune, predict, evaluate, report."""
+"""Settings of the verbs that make and use runs: pretrain, finetune, predict, evaluate, compare, report."""
 
 from functools import cache
 from pathlib import Path
@@ -207,6 +207,20 @@ class EvaluateConfig(Config):
     """Tolerance of NSD in mm."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 takes the number of cores."""
+
+
+class CompareConfig(Config):
+    """Compare evaluated runs on the same cases: paired tests, effect sizes, ranks and how stable they are."""
+
+    runs: Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Field(min_length=1)]
+    """Fine-tuning runs or evaluation folders, as PATH or NAME=PATH; those of one name count as one run, scored on
+    several datasets."""
+    out: Path
+    """Folder for the tables."""
+    metric: Literal["dice", "hd95", "nsd", "asd"] = "dice"
+    """What is compared: a column of the scores."""
+    baseline: str | None = None
+    """Name of the run that the others are compared with; none compares every pair."""
 
 
 class ReportConfig(Config):

@@ -29,6 +29,7 @@ class Case:
         reference: Mask file.
         regions: Label values of each class; None scores every value that occurs.
         strict: Whether a label value that no region names is an error (else it counts as background).
+        dataset: Name of the dataset that the case comes from; "" where nothing says.
     """
 
     case: str
@@ -37,6 +38,7 @@ class Case:
     reference: Path
     regions: Regions | None
     strict: bool
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Reference:
     subject: str | None
     path: Path
     classes: Regions | None
+    dataset: str = ""
 
 
 def match_cases(config: EvaluateConfig) -> Matching:
@@ -104,6 +107,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
             reference=reference.path,
             regions=given or reference.classes,
             strict=regions is None,
+            dataset=reference.dataset,
         )
         for reference in matched
     ]
@@ -205,15 +209,17 @@ def _catalogued(path: Path) -> list[_Reference]:
             expected="images with labels to compare with",
             remedy="Catalogue a folder with labels, or give a folder of masks as --references.",
         )
-    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), strict=True)
+    datasets = labelled["dataset"].fillna("").astype(str).tolist() if "dataset" in labelled else [""] * len(labelled)
+    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), datasets, strict=True)
     return [
         _Reference(
             case=str(image),
             subject=str(subject) if pd.notna(subject) else None,
             path=Path(root) / label_path,
             classes=_named_classes(names) if pd.notna(names) else None,
+            dataset=dataset,
         )
-        for image, subject, root, label_path, names in rows
+        for image, subject, root, label_path, names, dataset in rows
     ]
 
 

@@ -32,8 +32,8 @@ class EvaluateResult:
     """What `evaluate` found.
 
     Attributes:
-        scores: One row per case and class: case, subject, class, dice, hd95, nsd, asd (mm), reference_ml,
-            prediction_ml, empty ("", "prediction", "reference", "both").
+        scores: One row per case and class: case, subject, dataset ("" if unknown), class, dice, hd95, nsd, asd (mm),
+            reference_ml, prediction_ml, empty ("", "prediction", "reference", "both").
         summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases, subjects,
             one_empty (counted, as the worst value), both_empty (not counted).
         path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
@@ -175,7 +175,7 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> N
     for case in unnamed:
         own = {row["class"]: row for row in rows[case.case]}
         absent = dict.fromkeys(METRICS, float("nan")) | {"reference_ml": 0.0, "prediction_ml": 0.0, "empty": "both"}
-        identity = {"case": case.case, "subject": case.subject}
+        identity = {"case": case.case, "subject": case.subject, "dataset": case.dataset}
         rows[case.case] = [own.get(name) or {**identity, "class": name, **absent} for name in names]
 
 

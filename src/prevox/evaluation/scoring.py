@@ -114,6 +114,7 @@ def score_case(case: Case, tolerance: float) -> list[dict[str, Any]] | DataError
         {
             "case": case.case,
             "subject": case.subject,
+            "dataset": case.dataset,
             "class": name,
             **{metric: getattr(score, metric) for metric in METRICS},
             "reference_ml": score.reference_voxels * millilitres,
@@ -139,7 +140,10 @@ def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarra
         DataError: If the file cannot be read, has several channels, or values that are not integers of 0 to 65535.
     """
     where = f"case {case}, {role} {path}"
-    image = read_image(path)
+    try:
+        image = read_image(path)
+    except DataError as error:  # a file's name need not hold the case's id
+        raise DataError(where, found=error.found, expected=error.expected, remedy=error.remedy) from error
     if image.header.channels != 1:
         raise DataError(where, found=f"{image.header.channels} channels", expected="one label map")
     array_IJK = image.array_CIJK[0]

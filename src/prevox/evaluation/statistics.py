@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals whose unit is the subject.
+"""Means and medians with bootstrap intervals whose unit is the subject.
 
 The estimate is the mean over cases. Cases of one subject resemble each other, so the bootstrap draws subjects, each
 with all of its cases (cluster bootstrap; Field and Welsh 2007, Journal of the Royal Statistical Society B 69): a second
@@ -59,16 +59,7 @@ def bootstrap_mean(
     Raises:
         ValueError: If values and subjects differ in length, or level is not within (0, 1).
     """
-    scores = np.asarray(values, dtype=np.float64)
-    if scores.shape != (len(subjects),):
-        raise ValueError(
-            f"found values of shape {scores.shape} and {len(subjects)} subjects; expected one of each a case"
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a share between 0 and 1")
-    counted = ~np.isnan(scores)
-    names, members = np.unique(np.asarray([str(subject) for subject in subjects])[counted], return_inverse=True)
-    scores, n = scores[counted], len(names)
+    scores, members, n = _counted(values, subjects, level)
     if n == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
     if n == 1:
@@ -78,6 +69,48 @@ def bootstrap_mean(
     tail = _tail(n, level)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(scores.mean()), float(low), float(high), n, len(scores))
+
+
+def bootstrap_median(
+    values: Sequence[float] | np.ndarray,
+    subjects: Sequence[Hashable] | np.ndarray,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Median over cases with a bootstrap interval over subjects, widened for few subjects as that of the mean.
+
+    Args:
+        values: One value a case; NaN means that the case is not counted.
+        subjects: The subject of each case.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+        level: Nominal coverage of the interval, in (0, 1).
+
+    Returns:
+        Median (NaN without cases), and both ends of its interval (NaN with fewer than two subjects).
+
+    Raises:
+        ValueError: If values and subjects differ in length, or level is not within (0, 1).
+    """
+    scores, members, n = _counted(values, subjects, level)
+    nan = float("nan")
+    if n < 2:
+        return (float(np.median(scores)) if n else nan), nan, nan
+    order = np.argsort(scores, kind="stable")
+    ordered, members = scores[order], members[order]
+    rng = np.random.default_rng(seed)
+    rows = max(1, DRAWS_AT_ONCE // len(scores))
+    medians = []
+    for start in range(0, resamples, rows):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start))  # how often each subject is in
+        upto = np.cumsum(drawn[:, members], axis=1)  # a case counts as often as its subject was drawn
+        total = upto[:, -1:]
+        middle = [ordered[(upto <= place).sum(axis=1)] for place in ((total - 1) // 2, total // 2)]
+        medians.append((middle[0] + middle[1]) / 2)
+    tail = _tail(n, level)
+    low, high = np.quantile(np.concatenate(medians), [tail, 1 - tail])
+    return float(np.median(scores)), float(low), float(high)
 
 
 def paired_difference(
@@ -107,6 +140,22 @@ def paired_difference(
             f"found {a.shape} and {b.shape} values; expected the same cases in the same order in both arms"
         )
     return bootstrap_mean(a - b, subjects, resamples, seed, level)
+
+
+def _counted(
+    values: Sequence[float] | np.ndarray, subjects: Sequence[Hashable] | np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Counted values, the number of each one's subject, and how many subjects there are."""
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.shape != (len(subjects),):
+        raise ValueError(
+            f"found values of shape {scores.shape} and {len(subjects)} subjects; expected one of each a case"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a share between 0 and 1")
+    counted = ~np.isnan(scores)
+    names, members = np.unique(np.asarray([str(subject) for subject in subjects])[counted], return_inverse=True)
+    return scores[counted], members, len(names)
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:

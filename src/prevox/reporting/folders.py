@@ -9,6 +9,7 @@ import pandas as pd
 
 from prevox.config.base import read_yaml
 from prevox.errors import RunError
+from prevox.evaluation.arms import short_names
 
 
 @dataclass
@@ -54,15 +55,7 @@ def read_runs(paths: tuple[Path, ...]) -> list[Run]:
         RunError: If a folder is missing or is no run, or one of its files cannot be read.
     """
     paths = tuple(path.resolve() for path in paths)
-    return [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-
-
-def _names(paths: tuple[Path, ...]) -> list[str]:
-    for depth in range(1, 1 + max(len(path.parts) for path in paths)):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
+    return [_read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
 def _read_run(path: Path, name: str) -> Run:

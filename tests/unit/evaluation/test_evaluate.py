@@ -151,6 +151,55 @@ def test_value_that_only_predictions_have_is_refused(scans):
     assert value(result.summary, "new", "dice", "one_empty") == 1
 
 
+def faulty(path, fault):
+    """A mask of the fixture's shape and place, but for one fault."""
+    labels, affine = np.zeros((12, 12, 12), np.float32), np.eye(4)
+    labels[1:5, 1:5, 1:5] = {"values": 7, "fraction": 0.5}.get(fault, 1)
+    if fault == "place":
+        affine[0, 3] = 3.0
+    if fault == "spacing":
+        affine[1, 1] = 1.1
+    nib.save(nib.Nifti1Image(labels[:, :, 1:] if fault == "shape" else labels, affine), path)
+    if fault == "torn":
+        path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("shape", "12×12×11 voxels; expected the reference's 12×12×12"),
+        ("place", "corners lie up to 3 mm off"),
+        ("spacing", "corners lie up to 1.1 mm off"),
+        ("values", r"label values \[7\]"),
+        ("fraction", "the value 0.5; expected integer label values"),
+        ("torn", "found "),
+    ],
+)
+@pytest.mark.parametrize("role", ["prediction", "reference"])
+def test_every_fault_names_its_case(scans, fault, found, role):
+    """The references' files are named otherwise than the cases, so that the message cannot live on the path."""
+    for case in "abc":
+        (scans / "labels" / f"{case}.nii.gz").rename(scans / "labels" / f"{ord(case)}.nii.gz")
+    table = pd.read_parquet(scans / "catalogue.parquet")
+    table["label_path"] = [f"labels/{ord(case)}.nii.gz" if len(case) == 1 else None for case in table["image"]]
+    table.to_parquet(scans / "catalogue.parquet")
+    faulty(scans / (f"labels/{ord('b')}.nii.gz" if role == "reference" else "run/predictions/b.nii.gz"), fault)
+    # grids are compared, and the prediction is the one to resample
+    blamed = "prediction" if fault in ("shape", "place", "spacing") else role
+    if role == "reference" and fault == "shape":
+        found = "12×12×12 voxels; expected the reference's 12×12×11"
+    with pytest.raises(DataError, match=rf"^case b, {blamed} .*: found .*{found.removeprefix('found ')}"):
+        run_on(scans)
+
+
+def test_the_catalogues_dataset_goes_with_the_scores(scans):
+    assert set(run_on(scans).scores["dataset"]) == {""}
+    table = pd.read_parquet(scans / "catalogue.parquet")
+    table.assign(dataset=["x", "y", None, "y", "y"]).to_parquet(scans / "catalogue.parquet")
+    scores = run_on(scans).scores
+    assert dict(zip(scores["case"], scores["dataset"], strict=True)) == {"a": "x", "b": "y", "c": ""}
+
+
 def test_all_faults_are_told(scans, capsys):
     for case in ("a", "b"):
         save(scans / "run" / "predictions" / f"{case}.nii.gz", (9, 1, 5))

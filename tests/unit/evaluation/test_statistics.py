@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prevox.evaluation.statistics import bootstrap_mean, paired_difference
+from prevox.evaluation.statistics import bootstrap_mean, bootstrap_median, paired_difference
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +115,45 @@ def test_paired_difference():
     assert found.high < 0.06
     swapped = paired_difference(second, first, subjects)
     assert swapped.mean == pytest.approx(-found.mean)
+
+
+def test_median_against_all_resamples():
+    """As for the mean; three subjects, one of them with two cases."""
+    values, subjects = [0.0, 0.2, 0.5, 0.9], ["a", "a", "b", "c"]
+    own = {"a": [0.0, 0.2], "b": [0.5], "c": [0.9]}
+    medians = [np.median([v for s in drawn for v in own[s]]) for drawn in itertools.product("abc", repeat=3)]
+    expected = np.quantile(np.repeat(medians, 1000), [0.09697, 1 - 0.09697])
+    median, low, high = bootstrap_median(values, subjects, resamples=20000, level=0.6)
+    assert median == pytest.approx(0.35)
+    np.testing.assert_allclose([low, high], expected, atol=1e-9)
+
+
+def test_median_of_an_even_number_lies_between():
+    """Of 0 and 1 the resampled medians are 0, 0.5, 0.5, 1; 41 % are left out on each side at this level."""
+    assert bootstrap_median([0.0, 1.0], ["a", "b"], level=0.1) == (0.5, 0.5, 0.5)
+
+
+def test_median_counts_subjects_and_leaves_nan_out():
+    values, subjects = np.random.default_rng(5).random(12), np.arange(12)
+    once = bootstrap_median(values, subjects)
+    copied = bootstrap_median(np.append(np.tile(values, 3), np.nan), np.append(np.tile(subjects, 3), 99))
+    np.testing.assert_allclose(copied, once, atol=1e-12)
+    assert bootstrap_median([0.1, 0.4], ["a", "a"])[0] == pytest.approx(0.25)
+    assert np.isnan(bootstrap_median([0.1, 0.4], ["a", "a"])[1:]).all()
+    assert np.isnan(bootstrap_median([np.nan], ["a"])).all()
+    with pytest.raises(ValueError, match="2 subjects"):
+        bootstrap_median([1.0], ["a", "b"])
+
+
+def test_coverage_of_the_median():
+    rng = np.random.default_rng(12)
+    trials, hits = 1000, 0
+    for trial in range(trials):
+        subjects = np.repeat(np.arange(20), 3)
+        values = rng.normal(0, 1, 20)[subjects] + rng.normal(0, 0.5, 60)
+        _, low, high = bootstrap_median(values, subjects, resamples=300, seed=trial)
+        hits += low <= 0 <= high
+    assert 0.91 <= hits / trials <= 0.97
 
 
 def test_wrong_arguments():

@@ -1,0 +1,347 @@
+"""What `prevox compare` compares: evaluation folders by name, aligned by case id; what is missing is accounted for."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.evaluation.cases import MEAN
+
+COLUMNS = ("case", "subject", "class", "reference_ml")
+UNNAMED = "unnamed"  # the dataset of cases whose evaluation does not say
+SAME_VOLUME = 1e-4  # relative; the same mask on the same grid, up to rounding
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a comparison.
+
+    Attributes:
+        name: As it is shown.
+        folders: Where its scores were read, as given; several where a method was scored on several datasets.
+        scores: One row per case and class: case, subject, dataset, class, reference_ml and the metric's column.
+        failed: Ids of cases that it could not segment.
+        not_predicted: Ids of references without its prediction.
+        trained_on: Ids of scored cases that it was trained on.
+        tolerances: Tolerances of NSD in mm, as far as the evaluations say.
+    """
+
+    name: str
+    folders: list[str]
+    scores: pd.DataFrame
+    failed: set[str] = field(default_factory=set)
+    not_predicted: set[str] = field(default_factory=set)
+    trained_on: set[str] = field(default_factory=set)
+    tolerances: set[float] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The common cases of one dataset.
+
+    Attributes:
+        name: Of the catalogue's column `dataset`.
+        cases: Ids.
+        subjects: The subject of each case.
+        classes: Names; those that every run has, and last the mean over them.
+        values: (classes, cases, runs); NaN where the class is not counted in a case.
+        classes_left_out: Names that not every run has.
+    """
+
+    name: str
+    cases: list[str]
+    subjects: list[str]
+    classes: list[str]
+    values: np.ndarray
+    classes_left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Datasets in the order of the first run's scores, and what is not compared.
+
+    Attributes:
+        datasets: At least one, each with at least one case.
+        left_out: Case id → {name of a run that lacks it: "failed", "not predicted" or "not scored"}.
+    """
+
+    datasets: list[Dataset]
+    left_out: dict[str, dict[str, str]]
+
+
+def read_arms(runs: Sequence[str], metric: str) -> list[Arm]:
+    """Read the scores of runs given as PATH or NAME=PATH; paths of one name are one arm.
+
+    Args:
+        runs: Fine-tuning runs with an evaluation, or evaluation folders.
+        metric: Column of the scores.
+
+    Raises:
+        RunError: If a folder does not exist or holds no scores.
+        DataError: If scores cannot be used; the case is named.
+        ConfigError: If fewer than two names are left.
+    """
+    given = [_name_and_path(run) for run in runs]
+    short = iter(short_names(tuple(_meant(path) for name, path in given if name is None)))
+    folders: dict[str, list[Path]] = {}
+    for name, path in given:
+        folders.setdefault(name or next(short), []).append(path)
+    if len(folders) < 2:
+        raise ConfigError(
+            f"runs: found one run ({next(iter(folders), 'none')}); expected at least two to compare. Give more, as "
+            "PATH or NAME=PATH; paths of one name count as one run."
+        )
+    return [_read_arm(name, paths, metric) for name, paths in folders.items()]
+
+
+def short_names(paths: tuple[Path, ...]) -> list[str]:
+    """The folders' own names, with their parents where two are equal."""
+    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
+
+
+def align(arms: Sequence[Arm], metric: str) -> Alignment:
+    """Put the scores of the cases that every run has side by side.
+
+    Args:
+        arms: At least two.
+        metric: Column of the scores.
+
+    Raises:
+        DataError: If no case is common, or runs disagree on a case's subject, dataset or reference, or NSD was
+            measured at different tolerances; the case is named.
+    """
+    if metric == "nsd":
+        _same_tolerance(arms)
+    cases = [list(dict.fromkeys(arm.scores["case"])) for arm in arms]
+    common = set(cases[0]).intersection(*cases[1:])
+    if not common:
+        raise DataError(
+            "runs",
+            found="no case that all of them have ("
+            + "; ".join(f"{arm.name}: {_few(own)}" for arm, own in zip(arms, cases, strict=True))
+            + ")",
+            expected="runs that were scored on the same cases",
+            remedy="Predict and evaluate the same images with each.",
+        )
+    tables = [arm.scores[arm.scores["case"].isin(common)] for arm in arms]
+    _same_reference(arms, tables)
+    subjects = _one_answer(arms, tables, "subject")
+    datasets = _one_answer(arms, tables, "dataset")
+    order = [case for case in cases[0] if case in common]
+    groups: dict[str, list[str]] = {}
+    for case in order:
+        groups.setdefault(datasets[case] or UNNAMED, []).append(case)
+    return Alignment(
+        [_dataset(name, group, [subjects[case] for case in group], tables, metric) for name, group in groups.items()],
+        _left_out(arms, cases, common),
+    )
+
+
+def _name_and_path(run: str) -> tuple[str | None, Path]:
+    name, equals, path = run.partition("=")
+    if not equals or Path(run).exists():  # a folder's own name may hold an equals sign
+        return None, Path(run)
+    if not name.strip() or not path:
+        raise ConfigError(f"runs: '{run}' has no {'path' if name.strip() else 'name'}; expected PATH or NAME=PATH.")
+    return name.strip(), Path(path)
+
+
+def _meant(path: Path) -> Path:
+    """The folder whose name says what was evaluated."""
+    path = path.resolve()
+    return path.parent if path.name == "evaluation" and len(path.parts) > 1 else path
+
+
+def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
+    folders = [_evaluation(path) for path in paths]
+    tables = [_scores(folder / "scores.parquet", metric) for folder in folders]
+    summaries = [_summary(folder / "summary.json") for folder in folders]
+    seen: dict[str, Path] = {}
+    for folder, table in zip(folders, tables, strict=True):
+        for case in dict.fromkeys(table["case"]):
+            if case in seen:
+                raise DataError(
+                    f"case {case}",
+                    found=f"it twice in run '{name}' ({seen[case]} and {folder})",
+                    expected="each case once in the folders of one name",
+                    remedy="Give the folders names of their own, or name cases apart.",
+                )
+            seen[case] = folder
+
+    def ids(key: str) -> set[str]:
+        return {str(case) for summary in summaries for case in summary.get(key) or []}
+
+    return Arm(
+        name=name,
+        folders=[str(path) for path in paths],
+        scores=pd.concat(tables, ignore_index=True),
+        failed=ids("failed"),
+        not_predicted=ids("not_predicted"),
+        trained_on=ids("trained_on"),
+        tolerances={float(found) for summary in summaries if (found := summary.get("tolerance_mm")) is not None},
+    )
+
+
+def _evaluation(path: Path) -> Path:
+    """The folder with scores.parquet."""
+    if not path.is_dir():
+        raise RunError(f"{path}: no such folder. Give fine-tuning runs or folders that `prevox evaluate` wrote.")
+    for folder in (path, path / "evaluation"):
+        if (folder / "scores.parquet").is_file():
+            return folder
+    raise RunError(f"{path}: holds no scores. Make them with: prevox evaluate --predictions {path} --references ...")
+
+
+def _scores(path: Path, metric: str) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            path, found=f"a file that is no table ({reason})", expected="scores", remedy="Evaluate again."
+        ) from None
+    missing = [column for column in (*COLUMNS, metric) if column not in table]
+    if missing or table.empty:
+        raise DataError(
+            path,
+            found=f"a table without {', '.join(missing) if missing else 'rows'}",
+            expected="scores of `prevox evaluate`",
+            remedy="Evaluate again.",
+        )
+    table = table.astype({"case": str, "subject": str, "class": str})
+    table["dataset"] = table["dataset"].fillna("").astype(str) if "dataset" in table else ""
+    twice = table[table.duplicated(["case", "class"])]
+    if len(twice):
+        raise DataError(
+            f"case {twice['case'].iloc[0]}",
+            found=f"class {twice['class'].iloc[0]} twice in {path}",
+            expected="one row for each case and class",
+            remedy="Evaluate again.",
+        )
+    if MEAN in set(table["class"]):
+        raise DataError(path, found=f"a class called '{MEAN}'", expected="another name", remedy="Evaluate again.")
+    return table[[*COLUMNS, "dataset", metric]]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(
+            path, found=f"no valid JSON ({error})", expected="what `prevox evaluate` wrote", remedy="Evaluate again."
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _same_tolerance(arms: Sequence[Arm]) -> None:
+    found = {arm.name: sorted(arm.tolerances) for arm in arms}
+    if len({value for values in found.values() for value in values}) > 1:
+        raise DataError(
+            "runs",
+            found="NSD at different tolerances ("
+            + "; ".join(f"{name}: {', '.join(f'{v:g}' for v in values)} mm" for name, values in found.items() if values)
+            + ")",
+            expected="one tolerance",
+            remedy="Evaluate all runs with the same --tolerance.",
+        )
+
+
+def _same_reference(arms: Sequence[Arm], tables: Sequence[pd.DataFrame]) -> None:
+    """A class must have the same volume in every run's reference of a case, else they were scored on other masks."""
+    first = tables[0].set_index(["case", "class"])["reference_ml"]
+    for arm, table in zip(arms[1:], tables[1:], strict=True):
+        other = table.set_index(["case", "class"])["reference_ml"]
+        both = first.index.intersection(other.index, sort=False)
+        a, b = first.loc[both].to_numpy(dtype=np.float64), other.loc[both].to_numpy(dtype=np.float64)
+        off = np.flatnonzero(~np.isclose(a, b, rtol=SAME_VOLUME, atol=0))
+        if len(off):
+            case, name = both[off[0]]
+            raise DataError(
+                f"case {case}",
+                found=f"class {name} with {a[off[0]]:.6g} ml in the reference of '{arms[0].name}' and "
+                f"{b[off[0]]:.6g} ml in that of '{arm.name}'",
+                expected="one reference",
+                remedy="Evaluate all runs with the same --references and --regions.",
+            )
+
+
+def _one_answer(arms: Sequence[Arm], tables: Sequence[pd.DataFrame], column: str) -> dict[str, str]:
+    """The subject or dataset of each case, on which the runs must agree; one that does not say ("") has no say."""
+    answers: dict[str, tuple[str, str]] = {}
+    for arm, table in zip(arms, tables, strict=True):
+        for case, answer in table.drop_duplicates("case")[["case", column]].itertuples(index=False):
+            known, by = answers.setdefault(case, (answer, arm.name))
+            if not known:
+                answers[case] = (answer, arm.name)
+            elif answer and answer != known:
+                raise DataError(
+                    f"case {case}",
+                    found=f"{column} '{known}' in run '{by}' and '{answer}' in run '{arm.name}'",
+                    expected=f"one {column}",
+                    remedy="Evaluate all runs with the same catalogue as --references.",
+                )
+    return {case: answer for case, (answer, _) in answers.items()}
+
+
+def _dataset(name: str, cases: list[str], subjects: list[str], tables: Sequence[pd.DataFrame], metric: str) -> Dataset:
+    wide = []
+    for table in tables:
+        own = table[table["case"].isin(set(cases))]
+        complete = own["class"].value_counts()
+        complete = complete[complete == len(cases)]
+        order = [found for found in dict.fromkeys(own["class"]) if found in complete.index]
+        wide.append(own.pivot(index="case", columns="class", values=metric).loc[cases, order])
+    everywhere = set(wide[0]).intersection(*wide[1:])
+    classes = [str(found) for found in wide[0] if found in everywhere]
+    if not classes:
+        raise DataError(
+            f"dataset {name}",
+            found="no class that every run has",
+            expected="runs that were scored on the same classes",
+            remedy="Evaluate all runs with the same --references and --regions.",
+        )
+    # the mean over a case's counted classes, as in the summary of `prevox evaluate`
+    values = [np.column_stack([table[classes].to_numpy(float), table[classes].mean(axis=1)]) for table in wide]
+    found = {str(found) for table in tables for found in table.loc[table["case"].isin(set(cases)), "class"]}
+    return Dataset(
+        name=name,
+        cases=cases,
+        subjects=subjects,
+        classes=[*classes, MEAN],
+        values=np.stack(values, axis=-1).transpose(1, 0, 2),
+        classes_left_out=sorted(found - set(classes)),
+    )
+
+
+def _left_out(arms: Sequence[Arm], cases: Sequence[Sequence[str]], common: set[str]) -> dict[str, dict[str, str]]:
+    """Cases that some run has, or could not segment, and not every one has; with the reason where it is known."""
+    every = dict.fromkeys(case for own in cases for case in own)
+    every |= dict.fromkeys(sorted(case for arm in arms for case in arm.failed))
+    own = [set(found) for found in cases]
+    return {
+        case: {arm.name: _reason(arm, case) for arm, found in zip(arms, own, strict=True) if case not in found}
+        for case in every
+        if case not in common
+    }
+
+
+def _reason(arm: Arm, case: str) -> str:
+    if case in arm.failed:
+        return "failed"
+    return "not predicted" if case in arm.not_predicted else "not scored"
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
