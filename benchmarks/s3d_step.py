@@ -19,6 +19,7 @@ matrix product reaches in the same run.
 """
 
 import argparse
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -201,7 +202,8 @@ def compare(args: argparse.Namespace, side: int, ratio: float) -> None:
     x_BCDHW = torch.randn(args.batch, 1, *(side,) * 3, generator=torch.Generator().manual_seed(1)).to(device)
     step = our_step(method, x_BCDHW, autocast)
     makers = {"(a) re-masked dense layers": remasked_step, "(b) plain network": plain_step}
-    peers = {(p, lay): make(method, x_BCDHW, autocast, lay) for p, make in makers.items() for lay in LAYOUTS}
+    twins = {lay: copy.deepcopy(method).to(memory_format=layout) for lay, layout in LAYOUTS.items()}
+    peers = {(p, lay): make(twins[lay], x_BCDHW, autocast, lay) for p, make in makers.items() for lay in LAYOUTS}
     race = {way: median(runs) for way, runs in interleaved(peers, args.race).items()}
     best = {p: min((way for way in race if way[0] == p), key=lambda way: race[way]) for p in makers}
 
@@ -216,7 +218,7 @@ def compare(args: argparse.Namespace, side: int, ratio: float) -> None:
         if peer.startswith("(a)"):
             peer_loss = float(found[peer][0].result)
             equal = abs(loss - peer_loss) / peer_loss
-            more["gradients_equal"] = largest_deviation(mine, gradients(method, peers[way]))
+            more["gradients_equal"] = largest_deviation(mine, gradients(twins[way[1]], peers[way]))
         else:
             equal = all_visible_deviation(method, x_BCDHW)
         seconds, masked = median(found["ours"]), method.mask_ratio[0]

@@ -114,6 +114,8 @@ class SparseAutoencoder(PretrainMethod):
             for s, (features, stride) in enumerate(zip(network.features, network.strides, strict=True)):
                 masked = all(t <= b for t, b in zip(stride, block, strict=True))
                 self.densify.append(DensifyStage(features, len(block), masked, adaptation == "densify" and s > 0))
+        # as the rows lie in memory: torch would otherwise turn the weights around in every convolution
+        self.to(memory_format=torch.channels_last_3d if len(block) == 3 else torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """One step: mask, encode the visible blocks, fill up, decode, compare on the hidden voxels."""
