@@ -88,3 +88,15 @@ def test_wrong_ways_to_start_are_refused_in_words(runs: Path, chain: Chain, tmp_
     assert "views.size is 22 along x" in said
     said = prevox(*start[:-6], *VIEW, "--encoder.name", "resnec", "--train.steps", 2, code=2)
     assert "Did you mean 'resenc'" in said
+
+
+def test_the_pre_trained_network_is_handed_to_nnunet(runs: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "handed", "--dataset", "Dataset001_Phantoms"]
+    assert "README.txt has the commands" in prevox("export", "nnunet", "--run", runs / "s3d", *out)
+    plans = json.loads((tmp_path / "handed" / "prevoxPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [3.0, 3.0, 3.0]  # of the store
+    held = torch.load(tmp_path / "handed" / "checkpoint_pretrained.pth", weights_only=True)["network_weights"]
+    handed = load_file(runs / "s3d" / "checkpoints" / "step_00000003" / "pretrained.safetensors")
+    assert all(torch.equal(held[name], tensor) for name, tensor in handed.items())
+    said = prevox("export", "nnunet", "--run", runs / "seg", *out, code=2)
+    assert "run of `prevox finetune`" in said

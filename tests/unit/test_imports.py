@@ -21,6 +21,7 @@ FORBIDDEN = {
     "methods": ["prevox.train", "prevox.finetuning", "prevox.data"],
     "train": ["prevox.methods", "prevox.models", "prevox.finetuning", "prevox.verbs"],
     "evaluation": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
+    "export": ["prevox.train", "prevox.data", "prevox.finetuning", "prevox.methods"],
     "reporting": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
 }
 # within data, what runs in spawned processes or before a run must not load torch

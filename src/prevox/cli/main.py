@@ -64,6 +64,11 @@ VERBS: dict[str, Verb] = {
         "prevox.reporting.html:report",
         "runs and evaluations as one HTML file",
     ),
+    "export": Verb(
+        "prevox.config.tools:ExportConfig",
+        "prevox.export.nnunet:export",
+        "a pre-trained network for another tool (nnU-Net)",
+    ),
     "demo": Verb("prevox.config.tools:DemoConfig", "prevox.verbs.demo:demo", "the whole chain on generated phantoms"),
     "list": Verb("prevox.config.tools:ListConfig", "prevox.verbs.tools:list_all", "methods, models, recipes, layouts"),
     "doctor": Verb("prevox.config.tools:DoctorConfig", "prevox.verbs.doctor:doctor", "is this machine fit"),

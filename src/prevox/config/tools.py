@@ -1,9 +1,10 @@
 """Settings of the verbs that need no scans of the user's: demo, list, doctor."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
+from tyro.conf import Positional
 
 from prevox.config.base import Config
 
@@ -23,6 +24,25 @@ class DemoConfig(Config):
     """Steps of each fine-tuning."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the phantoms and of the runs."""
+
+
+class ExportConfig(Config):
+    """Write a pre-trained network in files that another tool loads unmodified."""
+
+    target: Positional[Literal["nnunet"]]
+    """The other tool. nnunet: checkpoint and plans for nnU-Net v2's -pretrained_weights."""
+    run: Path
+    """Pre-training run of a residual encoder U-Net (or one checkpoint folder of it)."""
+    out: Path
+    """Folder to write."""
+    dataset: Annotated[str, Field(pattern=r"^Dataset\d{3}_\w+$")]
+    """nnU-Net's name of the data set to fine-tune on, such as Dataset004_Hippocampus."""
+    channels: Annotated[int, Field(ge=1)] | None = None
+    """Channels of that data set; the stem is repeated and divided by their number. None takes the run's."""
+    spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Voxel size in mm along z y x to resample to; none takes that of the pre-training store."""
+    batch: Annotated[int, Field(ge=1)] = 2
+    """Batch size in the plans."""
 
 
 class ListConfig(Config):

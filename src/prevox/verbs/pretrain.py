@@ -42,6 +42,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
         handed={
             "normalise": config.normalise.plain(),
             "prepare": store.info["prepare"],
+            "spacing": store.info["spacing"],
             "size": list(config.views.size),
             "channels": int(store.info["channels"]),
         },

@@ -1,0 +1,1 @@
+"""Hand pre-trained networks over to other tools."""
