@@ -59,15 +59,6 @@ def entropy(p_NK: Tensor) -> Tensor:
     return torch.special.entr(p_NK).sum(-1)
 
 
-def information(p_BSK: Tensor) -> Tensor:
-    """What the distributions tell about their views, in nats: entropy of their mean minus their mean entropy.
-
-    0 where all are the same (uniform, one output for all, or any other constant), at most the log of their number.
-    """
-    p_NK = p_BSK.flatten(0, -2)
-    return entropy(p_NK.mean(0)) - entropy(p_NK).mean()
-
-
 def effective_rank(z_ND: Tensor) -> Tensor:
     """Number of directions in which tokens differ: (Σλ)² / Σλ² of their covariance's eigenvalues λ.
 

@@ -1,5 +1,7 @@
-"""GL-MAE: global-local masked autoencoder (Zhuang, Luo, Chen, "Advancing volumetric medical image segmentation via
-global-local masked autoencoder", arXiv:2306.08913).
+"""GL-MAE, global-local masked autoencoder.
+
+Zhuang, Luo, Chen, "Advancing volumetric medical image segmentation via global-local masked autoencoder",
+arXiv:2306.08913.
 
 Masked local and global views of an image go through one encoder and one decoder, which predicts the hidden patches
 (equations 1–4). A momentum encoder sees the global views unmasked (5); the projected class tokens of the masked views
@@ -12,7 +14,7 @@ Readings and deviations, each with its reason on the methods page `glmae`:
   the number of patches as well and would vanish beside consistency. `reconstruct: all` takes all patches.
 - Equation 7 has a temperature of 0.1 for the student and 0.04 for the teacher, whose outputs are centred (DINO);
   `literal` is the equation as printed: one temperature (0.1), no centring.
-- Head, decoder, momentum and the mask ratio's default are not in the paper or contradict themselves between its versions.
+- Head, decoder and momentum are not in the paper; its versions differ in the mask ratio (0.6 here).
 - Where a view reaches beyond its image (scale None), the input is 0 and padded voxels do not count.
 
 Shape suffixes: B images, V views of one size (view v of image b is row b · count + v), C channels, D H W voxels (D is
@@ -287,7 +289,7 @@ class GlobalLocalAutoencoder(PretrainMethod):
         """Let the teacher follow the student (equation 5), by a momentum that reaches 1 at the end of the run."""
         if self.teacher is not None:
             assert self.head is not None
-            self.teacher.update(self.encoder, self.head, teacher_momentum(progress, self.momentum))
+            self.teacher.update(self.encoder, self.head, teacher_momentum(progress, self.momentum), progress)
 
     def pretrained(self) -> Pretrained:
         """The student's encoder; decoder, heads and teacher are auxiliaries that end with pre-training."""

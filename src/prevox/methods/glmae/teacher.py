@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from prevox.console import warn
-from prevox.methods.glmae.losses import entropy, information, teacher_distribution
+from prevox.methods.glmae.losses import entropy, teacher_distribution
 from prevox.models.vit import ViT
 
-CONSTANT = 0.02  # shares of log K below which divergence and information count as nothing
+CONSTANT = 0.02  # share of log K below which kl and information count as nothing
 WATCH_MOMENTUM = 0.9  # of their moving means
 LOOK_EVERY = 50  # updates between looks at the alarm, for which the host waits for the device
+LOOK_FROM = 0.1  # progress; before, all views look alike to an honest teacher too
 
 
 class ProjectionHead(nn.Sequential):
     """Three fully-connected layers with GELU between them (equation 6), without norms.
 
-    Weights start from a normal distribution with a deviation of 0.02 and biases from 0 (DINO), so that outputs are small
-    against the temperatures' inverse at first.
+    Weights start from a normal distribution with a deviation of 0.02 and biases from 0 (DINO), so that at first no
+    output stands out.
     """
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
@@ -51,6 +52,7 @@ class Teacher(nn.Module):
     """
 
     centre_K: Tensor
+    mean_K: Tensor
     watch_2: Tensor
     pending: Tensor
 
@@ -63,9 +65,11 @@ class Teacher(nn.Module):
         self.temperature, self.centring, self.centre_momentum = temperature, centring, centre_momentum
         self.largest = math.log(outputs := head.outputs)  # entropy of the uniform distribution
         self.register_buffer("centre_K", torch.zeros(outputs))
-        # moving means of divergence and information; from far above, so that an alarm takes about 40 updates
-        self.register_buffer("watch_2", torch.full((2,), self.largest))
-        self.register_buffer("pending", torch.zeros(outputs + 2), persistent=False)
+        # moving means over updates: distribution, divergence, entropy. They start as far from a collapse as can be, so
+        # that an alarm takes about 40 updates; over several updates there are several images also where a step has one
+        self.register_buffer("mean_K", torch.full((outputs,), 1 / outputs))
+        self.register_buffer("watch_2", torch.tensor([self.largest, 0.0]))
+        self.register_buffer("pending", torch.zeros(2 * outputs + 2), persistent=False)
         self.passes = self.updates = 0
         self.warned = False
 
@@ -101,29 +105,39 @@ class Teacher(nn.Module):
             cross_entropy: Mean cross-entropy of the student's distributions against them.
             all_reduce: Mean over devices.
         """
-        teacher_entropy = entropy(p_BSK).mean()
-        divergence, told = cross_entropy.detach() - teacher_entropy, information(p_BSK)
-        self.pending += all_reduce(torch.cat([e_BSK.flatten(0, 1).mean(0), divergence[None], told[None]]))
+        mean_entropy = entropy(p_BSK).mean()
+        kl = cross_entropy.detach() - mean_entropy
+        means = [e_BSK.flatten(0, 1).mean(0), p_BSK.flatten(0, 1).mean(0), kl[None], mean_entropy[None]]
+        self.pending += all_reduce(torch.cat(means))
         self.passes += 1
         return {
-            "teacher_entropy": teacher_entropy,
-            "kl": divergence,
-            "information": told,
+            "teacher_entropy": mean_entropy,
+            "kl": kl,
+            "information": self.information,
             "collapse": self.collapsed.float(),
         }
+
+    @property
+    def information(self) -> Tensor:
+        """What the teacher's distributions tell about their views, in nats, over the last updates.
+
+        Entropy of their mean minus their mean entropy: 0 where all are the same (uniform, one output for all, or any
+        other constant), at most log K.
+        """
+        return entropy(self.mean_K) - self.watch_2[1]
 
     @property
     def collapsed(self) -> Tensor:
         """Whether the student has nothing left to learn from a teacher that says the same of every view.
 
-        Both distributions agree (divergence near 0) and do not depend on the view (information near 0): uniform, one
-        output for all, or any other constant. Either alone is no collapse: with two temperatures an honest student
-        never agrees fully, and early in training all images look alike.
+        Both distributions agree (kl near 0) and do not depend on the view (information near 0): uniform, one output for
+        all, or any other constant. Either alone is no collapse: an honest student may agree with its teacher, and a
+        teacher may say little of images that look alike.
         """
-        return (self.watch_2 < CONSTANT * self.largest).all()
+        return torch.stack([self.watch_2[0], self.information]).max() < CONSTANT * self.largest
 
     @torch.no_grad()
-    def update(self, encoder: ViT, head: ProjectionHead, momentum: float) -> None:
+    def update(self, encoder: ViT, head: ProjectionHead, momentum: float, progress: float) -> None:
         """Follow the student, m ← μ m + (1 − μ) s (equation 5), then move the centre and the watch.
 
         Fixed positions are a buffer and no parameter, so they are not averaged.
@@ -132,17 +146,19 @@ class Teacher(nn.Module):
         teacher: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - momentum)
         if self.passes:
-            mean = self.pending / self.passes
-            self.centre_K.lerp_(mean[:-2], 1 - self.centre_momentum)
-            self.watch_2.lerp_(mean[-2:], 1 - WATCH_MOMENTUM)
+            outputs_K, mean_K, signs_2 = (self.pending / self.passes).split([len(self.centre_K), len(self.mean_K), 2])
+            self.centre_K.lerp_(outputs_K, 1 - self.centre_momentum)
+            self.mean_K.lerp_(mean_K, 1 - WATCH_MOMENTUM)
+            self.watch_2.lerp_(signs_2, 1 - WATCH_MOMENTUM)
             self.pending.zero_()
             self.passes = 0
         self.updates += 1
-        if self.updates % LOOK_EVERY == 0 and not self.warned and self.collapsed.item():
+        looking = self.updates % LOOK_EVERY == 0 and progress >= LOOK_FROM and not self.warned
+        if looking and self.collapsed.item():
             self.warned = True
             warn(
-                "method glmae: the projected class tokens have collapsed: teacher and student give the same "
-                "distribution for every view, so the consistency terms teach nothing. Look at teacher_entropy, kl, "
-                "information and rank in the log. Try method.literal false, method.centring true, a lower method.teacher_temperature, a "
-                "lower optim.lr or a longer schedule.warmup, in a new run."
+                "method glmae: the projected class tokens have collapsed. Teacher and student give the same "
+                "distribution for every view, so the consistency terms teach nothing; see teacher_entropy, kl, "
+                "information and rank in the log. Try method.literal false, method.centring true, a lower "
+                "method.teacher_temperature, a lower optim.lr or a longer schedule.warmup, in a new run."
             )
