@@ -31,6 +31,20 @@ TINY: dict[str, tuple[dict[str, Any], Any, tuple[int, ...], tuple[int, ...]]] = 
         (16, 24, 16),
         (4, 4, 4),
     ),
+    "glmae": (
+        {
+            "global_size": (24, 32, 24),
+            "local_count": 3,
+            "head_hidden": 16,
+            "head_outputs": 12,
+            "decoder_width": 24,
+            "decoder_depth": 1,
+            "decoder_heads": 2,
+        },
+        ViTConfig(size="T", patch=(8, 8, 8), depth=2),
+        (16, 24, 16),
+        (8, 8, 8),
+    ),
 }
 COUNT = 2  # views of an image
 

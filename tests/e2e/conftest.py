@@ -17,7 +17,9 @@ VIEW = ["--views.size", "24", "24", "24"]
 PRETRAIN = [*MODEL, *METHOD, *VIEW, "--views.augment.flip", "0.5", "--train.log-every", "2"]
 S3D = ["--method.name", "s3d", "--model.name", "resenc", "--model.size", "S", "--model.strides", "1", "1x2x2", "2"]
 S3D += ["--model.stages", "3", *VIEW, "--method.mask-ratio", "0.6", "0.9", "--optim.name", "sgd", "--optim.lr", "0.01"]
-WORDS = {"mae": ["--method.name", "mae", *PRETRAIN], "s3d": S3D}  # of every method, tiny
+GLMAE = ["--method.name", "glmae", *PRETRAIN, "--method.global-size", "32", "32", "32", "--method.local-count", "2"]
+GLMAE += ["--method.head-hidden", "32", "--method.head-outputs", "16"]
+WORDS = {"mae": ["--method.name", "mae", *PRETRAIN], "s3d": S3D, "glmae": GLMAE}  # of every method, tiny
 FINETUNE = [*VIEW, "--decoder.features", "4", "--views.foreground", "0.5", "--views.augment.affine", "0.5"]
 
 

@@ -29,6 +29,11 @@ METHODS: dict[str, MethodEntry] = {
         "prevox.methods.s3d.method:build",
         "sparse masked autoencoder for the residual encoder U-Net (S3D)",
     ),
+    "glmae": MethodEntry(
+        "prevox.methods.glmae.config:GLMAEConfig",
+        "prevox.methods.glmae.method:build",
+        "global-local masked autoencoder with a momentum encoder (GL-MAE)",
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Global-local masked autoencoder (GL-MAE)."""
