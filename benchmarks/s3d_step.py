@@ -46,11 +46,11 @@ SEED = 0  # of the mask
 
 
 def ours(size: str, side: int, ratio: float) -> SparseAutoencoder:
-    """The method, with at least one visible block; residual branches are switched on, as after some training."""
+    """The method, with at least two visible blocks, as the peer's norms need two sites; residual branches are switched on, as after some training."""
     model, views = ResEncConfig(size=size), ViewsConfig(size=(side,) * 3)
     total = 2 ** ((4 if size == "S" else 6) - 1)
     blocks = (side // total) ** 3
-    kept = max(1, int(blocks * (1 - ratio) + 1e-6))
+    kept = max(2, int(blocks * (1 - ratio) + 1e-6))
     torch.manual_seed(0)
     method = build(S3DConfig(mask_ratio=1 - kept / blocks), model, views, channels=1)
     for name, parameter in method.named_parameters():
