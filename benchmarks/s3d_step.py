@@ -46,7 +46,10 @@ SEED = 0  # of the mask
 
 
 def ours(size: str, side: int, ratio: float) -> SparseAutoencoder:
-    """The method, with at least two visible blocks, as the peer's norms need two sites; residual branches are switched on, as after some training."""
+    """The method with at least two visible blocks, as the peer's norms need two sites at the bottleneck.
+
+    Residual branches are switched on, as after some training.
+    """
     model, views = ResEncConfig(size=size), ViewsConfig(size=(side,) * 3)
     total = 2 ** ((4 if size == "S" else 6) - 1)
     blocks = (side // total) ** 3
