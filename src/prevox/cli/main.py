@@ -66,7 +66,7 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb(
         "prevox.config.tools:ExportConfig",
-        "prevox.export.nnunet:export",
+        "prevox.exporting.nnunet:export",
         "a pre-trained network for another tool (nnU-Net)",
     ),
     "demo": Verb("prevox.config.tools:DemoConfig", "prevox.verbs.demo:demo", "the whole chain on generated phantoms"),

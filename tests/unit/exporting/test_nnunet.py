@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import prevox
 from prevox.config.tools import ExportConfig
 from prevox.errors import ConfigError, RunError
-from prevox.export.nnunet import export
+from prevox.exporting.nnunet import export
 from prevox.models.resenc.network import ResEncUNet
 
 pytestmark = pytest.mark.unit
@@ -113,3 +114,10 @@ def test_flat_networks_and_other_folders_are_refused(tmp_path: Path) -> None:
         exported(tmp_path, run=tmp_path / "nothing")
     with pytest.raises(ConfigError, match="dataset"):
         exported(tmp_path, dataset="Hippocampus")
+
+
+def test_the_function_can_be_called_more_than_once(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, NETWORK)
+    for name in ("first", "second"):
+        path = prevox.export(target="nnunet", run=run, out=tmp_path / name, dataset="Dataset004_Hippocampus")
+        assert path.is_file()
