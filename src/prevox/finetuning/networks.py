@@ -52,7 +52,7 @@ def network_spec(config: FinetuneConfig, source: ModelSpec | None, channels: int
             "decoder: is the UNETR's, for vision transformers; a U-Net ('resenc') has its own. Leave it out, or take a "
             "recipe for U-Nets such as resenc-l in place of one for the UNETR."
         )
-    if "drop_path" in config.model_fields_set:
+    if config.drop_path != FinetuneConfig.model_fields["drop_path"].default:
         warn("drop_path is ignored: a U-Net has none")
     if source is None:
         settings = resenc_settings(config.encoder, config.views.size, channels, outputs)  # type: ignore[arg-type]

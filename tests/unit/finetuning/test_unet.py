@@ -198,3 +198,17 @@ def test_a_transformer_refuses_what_only_a_u_net_has(over):
     )
     with pytest.raises(ConfigError, match=next(iter(over))):
         build(config, channels=1, class_names=NAMES, label_values=(0, 1, 3))
+
+
+def test_only_a_drop_path_that_was_asked_for_is_warned_of(capsys):
+    made(drop_path=0.1)  # as the command line hands it over, given or not
+    assert "drop_path" not in capsys.readouterr().out
+    made(drop_path=0.3)
+    assert "drop_path is ignored: a U-Net has none" in capsys.readouterr().out
+
+
+def test_settings_of_a_transfer_without_weights_are_warned_of(pretraining, capsys):
+    made(pretrained=pretraining[0], scratch=True, transfer="encoder_decoder", decoder_first=0.5, train={"steps": 4})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "transfer is ignored" in printed
+    assert "decoder_first: the encoder that is held still has random weights" in printed
