@@ -74,6 +74,11 @@ def plans_of(
     Raises:
         ConfigError: If the spacing is not one number per axis, or nnU-Net has no such normalisation.
     """
+    if config.spacing is not None and len(config.spacing) != 3:
+        raise ConfigError(
+            f"spacing: found {len(config.spacing)} number(s); expected 3, the voxel size in mm along z y x. Give "
+            "--spacing Z Y X, or leave it out to take that of the pre-training store."
+        )
     spacing = list(config.spacing or metadata.get("spacing") or [])
     if len(spacing) != 3:
         raise ConfigError(

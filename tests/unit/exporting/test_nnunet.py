@@ -95,6 +95,7 @@ def test_a_window_is_nnunets_ct_scheme_with_its_ends(tmp_path: Path) -> None:
     [
         ({"normalise": {"name": "percentile"}}, {}, "'percentile', which nnU-Net does not know; expected one of"),
         ({"spacing": None}, {}, "Give --spacing Z Y X in mm"),
+        ({}, {"spacing": [1.0, 2.0]}, r"spacing: found 2 number\(s\); expected 3"),
         ({}, {"channels": 3}, "has 2 and the images to fine-tune on have 3"),
         ({"name": "vit"}, {}, "holds a 'vit' network; nnU-Net takes a three-dimensional residual encoder U-Net"),
     ],
