@@ -1,4 +1,4 @@
-"""Settings of the verbs that need no scans of the user's: demo, list, doctor."""
+"""Settings of the verbs that need no scans of the user's: export, demo, list, doctor."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,8 +35,8 @@ class ExportConfig(Config):
     """Pre-training run of a residual encoder U-Net (or one checkpoint folder of it)."""
     out: Path
     """Folder to write."""
-    dataset: Annotated[str, Field(pattern=r"^Dataset\d{3}_\w+$")]
-    """nnU-Net's name of the data set to fine-tune on, such as Dataset004_Hippocampus."""
+    dataset: Annotated[str, Field(pattern=r"^Dataset\d{3}_\w+$")] | None = None
+    """nnU-Net's name of the data set to fine-tune on, such as Dataset004_Hippocampus; none leaves it open."""
     channels: Annotated[int, Field(ge=1)] | None = None
     """Channels of that data set; the stem is repeated and divided by their number. None takes the run's."""
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None

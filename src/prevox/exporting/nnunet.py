@@ -21,6 +21,8 @@ from prevox.output import replacing, writable_folder
 from prevox.task import ModelSpec
 
 PLANS, CHECKPOINT, CONFIGURATION = "prevoxPlans", "checkpoint_pretrained.pth", "3d_fullres"
+# nnU-Net looks for preprocessed data under the name in the plans; it has no data set of this one, so it stops at once
+UNNAMED = "DatasetXXX_Name"
 
 
 def export(config: ExportConfig) -> Path:
@@ -54,8 +56,10 @@ def export(config: ExportConfig) -> Path:
     with replacing(out / f"{PLANS}.json") as partial:
         partial.write_text(json.dumps(plans, indent=2))
     with replacing(out / "README.txt") as partial:
-        partial.write_text(_commands(config.dataset, channels))
+        partial.write_text(_commands(config.dataset or UNNAMED, channels))
     console.print(f"export: {len(fitted)} tensors and plans for nnU-Net in {out}; README.txt has the commands")
+    if config.dataset is None:
+        console.print(f"export: no --dataset given: put its name for {UNNAMED} in {PLANS}.json before nnU-Net reads it")
     return out / f"{PLANS}.json"
 
 
@@ -72,7 +76,7 @@ def plans_of(
         config: Settings of the verb.
 
     Raises:
-        ConfigError: If the spacing is not one number per axis, or nnU-Net has no such normalisation.
+        ConfigError: If there is no spacing or not one number per axis, or nnU-Net has no such normalisation.
     """
     if config.spacing is not None and len(config.spacing) != 3:
         raise ConfigError(
@@ -128,7 +132,7 @@ def plans_of(
         "architecture": architecture,
     }
     return {
-        "dataset_name": config.dataset,
+        "dataset_name": config.dataset or UNNAMED,
         "plans_name": PLANS,
         "original_median_spacing_after_transp": spacing,
         "original_median_shape_after_transp": metadata["size"],
@@ -163,8 +167,13 @@ def _normalisation(normalise: NormaliseConfig) -> tuple[str, bool, dict[str, flo
 
 
 def _commands(dataset: str, channels: int) -> str:
+    fill_in = (
+        f"No data set was named: put its name for {UNNAMED} in {PLANS}.json and below, or export with --dataset.\n"
+        if dataset == UNNAMED
+        else ""
+    )
     return f"""Pre-trained weights for nnU-Net v2, for {channels} channel(s). With nnUNet_raw/{dataset} in place:
-
+{fill_in}
   nnUNetv2_extract_fingerprint -d {dataset}
   cp {PLANS}.json $nnUNet_raw/{dataset}/dataset.json $nnUNet_preprocessed/{dataset}/
   nnUNetv2_preprocess -d {dataset} -plans_name {PLANS} -c {CONFIGURATION}

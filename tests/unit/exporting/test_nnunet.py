@@ -122,3 +122,21 @@ def test_the_function_can_be_called_more_than_once(tmp_path: Path) -> None:
     for name in ("first", "second"):
         path = prevox.export(target="nnunet", run=run, out=tmp_path / name, dataset="Dataset004_Hippocampus")
         assert path.is_file()
+
+
+def test_without_a_dataset_its_name_is_left_to_fill_in_and_said_so(tmp_path: Path, capsys: Any) -> None:
+    _, plans = exported(run_folder(tmp_path, NETWORK), dataset=None)
+    assert plans["dataset_name"] == "DatasetXXX_Name"
+    assert "no --dataset given" in " ".join(capsys.readouterr().out.split())
+    assert "put its name for DatasetXXX_Name in prevoxPlans.json" in (tmp_path / "out" / "README.txt").read_text()
+    exported(tmp_path)
+    assert "DatasetXXX" not in (tmp_path / "out" / "README.txt").read_text()
+
+
+def test_z_scores_of_voxels_that_are_not_zero_use_nnunets_mask(tmp_path: Path) -> None:
+    _, plans = exported(run_folder(tmp_path, NETWORK, normalise={"name": "zscore_nonzero"}))
+    settings = plans["configurations"]["3d_fullres"]
+    assert (settings["normalization_schemes"], settings["use_mask_for_norm"]) == (
+        ["ZScoreNormalization"] * 2,
+        [True] * 2,
+    )
