@@ -4,6 +4,7 @@ Everything random in step s is a function of the run's seed and s, so nothing of
 resumed run repeats what an uninterrupted one would have done.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -328,8 +329,17 @@ def _accelerator(settings: TrainConfig) -> Any:
     # accelerate keeps its precision for the life of the process; two runs in one process may differ
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     made = Accelerator(cpu=cpu, mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+    if made.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
     console.quiet = not made.is_main_process
     return made
+
+
+def _leave_group() -> None:
+    """Close the process group before Python ends: its threads, left running, now and then abort a finished process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _collectives(accelerator: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
