@@ -9,12 +9,13 @@ first, where there is one), D channels of a token, P values of a patch.
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from prevox.models.positions import interpolate
-from prevox.models.vit import EPS, Block, add_positions, gather_tokens, init_linear
+from prevox.models.vit import EPS, Block, ViT, add_positions, gather_tokens, init_linear
 
 
 class MAEDecoder(nn.Module):
@@ -63,6 +64,21 @@ class MAEDecoder(nn.Module):
         self.head = nn.Linear(width, math.prod(patch) * channels)
         self.apply(init_linear)
         add_positions(self, self.grid, width, positions)
+
+    @classmethod
+    def behind(cls, encoder: ViT, width: int, depth: int, heads: int, positions: str) -> Self:
+        """A decoder for an encoder's views and tokens; arguments as for the class."""
+        return cls(
+            grid=encoder.grid,
+            patch=encoder.patch,
+            channels=encoder.channels,
+            encoder_width=encoder.width,
+            width=width,
+            depth=depth,
+            heads=heads,
+            positions=positions,
+            class_token=encoder.class_token is not None,
+        )
 
     def forward(
         self, tokens_BND: Tensor, order_BL: Tensor, grid: Sequence[int] | None = None, everywhere: bool = False

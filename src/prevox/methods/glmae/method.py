@@ -74,16 +74,8 @@ def build(settings: GLMAEConfig, model: ViTConfig, views: ViewsConfig, channels:
     encoder = ViT(**keywords)
     decoder = head = teacher = None
     if weights["local_reconstruction"] > 0 or weights["global_reconstruction"] > 0:
-        decoder = MAEDecoder(
-            grid=encoder.grid,
-            patch=encoder.patch,
-            channels=channels,
-            encoder_width=encoder.width,
-            width=settings.decoder_width,
-            depth=settings.decoder_depth,
-            heads=settings.decoder_heads,
-            positions=model.positions,
-            class_token=model.class_token,
+        decoder = MAEDecoder.behind(
+            encoder, settings.decoder_width, settings.decoder_depth, settings.decoder_heads, model.positions
         )
     if consistent:
         head = ProjectionHead(encoder.width, settings.head_hidden, settings.head_outputs)

@@ -55,16 +55,8 @@ def build(settings: MAEConfig, model: ViTConfig, views: ViewsConfig, channels: i
         warn("views.foreground is ignored: pre-training does not look at labels")
     keywords = vit_settings(model, views.size, channels)
     encoder = ViT(**keywords)
-    decoder = MAEDecoder(
-        grid=encoder.grid,
-        patch=encoder.patch,
-        channels=channels,
-        encoder_width=encoder.width,
-        width=settings.decoder_width,
-        depth=settings.decoder_depth,
-        heads=settings.decoder_heads,
-        positions=model.positions,
-        class_token=model.class_token,
+    decoder = MAEDecoder.behind(
+        encoder, settings.decoder_width, settings.decoder_depth, settings.decoder_heads, model.positions
     )
     return MaskedAutoencoder(
         encoder,
