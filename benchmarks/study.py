@@ -94,10 +94,17 @@ def run(out: Path, *words: object, done: Path) -> None:
     known = log.read_text().splitlines() if log.is_file() else []
     if shown not in known:
         log.write_text("\n".join([*known, shown]) + "\n")
-    if done.exists():
+    if is_done(done):
         return
     print(f"$ {shown}", flush=True)
     subprocess.run([sys.executable, "-m", "prevox", *command[1:]], check=True)
+    if done.exists() and not is_done(done):
+        sys.exit("told to stop; the same call goes on")
+
+
+def is_done(path: Path) -> bool:
+    """Whether a result is there; a run that was told to stop says in its summary that it is not finished."""
+    return path.exists() and (path.name != "summary.json" or json.loads(path.read_text()).get("finished", True))
 
 
 def score(out: Path, arm: Path, catalogue: Path) -> float:

@@ -10,7 +10,9 @@ the same result.
 Shape suffixes: B images, R rows, D H W sites, C channels, A axes.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from torch.nn import functional
 
 from prevox.models.blocksparse.layout import Layout, whole
 from prevox.models.blocksparse.ops import channels_first, channels_last, normalise, upsample
+from prevox.models.blocksparse.upsampled import Up, composing_pays, convolve_upsampled
 from prevox.models.resenc.network import SLOPE, Decoder
 
 Conv = nn.Conv2d | nn.Conv3d
@@ -52,21 +55,27 @@ class FilledMap:
         x_BDHWC = layout.scatter(rows_RDHWC, self.token_C)
         return x_BDHWC if self.conv is None else channels_last(self.conv(channels_first(x_BDHWC)))
 
-    def joined(self, up_BDHWC: Tensor, conv: Conv) -> Tensor:
-        """The convolution `conv` of this map behind `up_BDHWC` (concatenated channels), the cheaper way.
+    def joined(self, below_BDHWC: Tensor, up: Up, conv: Conv) -> Tensor:
+        """The convolution `conv` of this map behind the upsampled one (concatenated channels), the cheapest way.
 
         Args:
-            up_BDHWC: Upsampled map, whose channels are the first inputs of the convolution.
+            below_BDHWC: Map of the stage below.
+            up: Upsamples it; its outputs are the first inputs of the convolution.
             conv: Odd kernel, stride 1.
         """
         if not self._blocks_pay(conv):
-            both_BDHWC = torch.cat([up_BDHWC, self.dense()], dim=-1)
+            both_BDHWC = torch.cat([upsample(below_BDHWC, up), self.dense()], dim=-1)
             return channels_last(conv(channels_first(both_BDHWC)))
-        channels = up_BDHWC.shape[-1]
+        channels = up.weight.shape[1]
         first, second = conv.weight[:, :channels], conv.weight[:, channels:]
-        padding: Any = _reach(conv)
-        y_BDHWC = channels_last(_CONV[len(padding)](channels_first(up_BDHWC), first, conv.bias, conv.stride, padding))
-        constant_DHWC = None if self.token_C is None else self._constant(second)
+        constants = [] if self.token_C is None else [self._constant(second)]
+        if composing_pays(len(below_BDHWC), below_BDHWC.shape[1:-1], up, conv.kernel_size):
+            y_BDHWC = convolve_upsampled(below_BDHWC, up, first)
+            constants += [] if up.bias is None else [_spread(up.bias, [(first, None)], self.layout.size)]
+        else:
+            y_BDHWC = _same_size(upsample(below_BDHWC, up), first)
+        constants += [] if conv.bias is None else [conv.bias]
+        constant_DHWC = functools.reduce(operator.add, constants) if constants else None
         joined_BDHWC: Tensor = _AddBlocks.apply(y_BDHWC, constant_DHWC, *self._differences(second))
         return joined_BDHWC
 
@@ -81,24 +90,10 @@ class FilledMap:
         return blocks < dense
 
     def _constant(self, weight: Tensor) -> Tensor:
-        """What a map of nothing but tokens adds to the output: (*size, outputs).
-
-        Beyond the kernels' reach from the border it is the same everywhere, so a map of twice the reach and one site
-        knows all its values.
-        """
+        """What a map of nothing but tokens adds to the output: (*size, outputs)."""
         assert self.token_C is not None
-        size, reach = self.layout.size, _reach_of(weight)
-        total = reach if self.conv is None else [a + b for a, b in zip(reach, _reach(self.conv), strict=True)]
-        small = [min(n, 2 * r + 1) for n, r in zip(size, total, strict=True)]
-        x_1CDHW = self.token_C.view(1, -1, *(1,) * len(size)).expand(-1, -1, *small)
-        if self.conv is not None:
-            x_1CDHW = self.conv(x_1CDHW)
-        y_DHWC = _CONV[len(size)](x_1CDHW, weight, padding=reach)[0].movedim(0, -1)
-        for axis, (n, m, r) in enumerate(zip(size, small, total, strict=True)):
-            place = torch.arange(n, device=y_DHWC.device)
-            place = torch.where(place >= n - m + r, place - n + m, place.clamp(max=r)) if m < n else place
-            y_DHWC = y_DHWC.index_select(axis, place)
-        return y_DHWC
+        convs = [] if self.conv is None else [(self.conv.weight, self.conv.bias)]
+        return _spread(self.token_C, [*convs, (weight, None)], self.layout.size)
 
     def _differences(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What visible blocks add to a map of nothing but tokens, with margins, and the first site of each block."""
@@ -122,6 +117,7 @@ class _AddBlocks(torch.autograd.Function):
         ctx: Any, x_BDHWC: Tensor, constant_DHWC: Tensor | None, rows_RDHWC: Tensor, corners_RA: Tensor
     ) -> Tensor:
         ctx.places, ctx.shape = _places(corners_RA, rows_RDHWC.shape[1:-1], x_BDHWC.shape), rows_RDHWC.shape
+        ctx.constant = None if constant_DHWC is None else constant_DHWC.shape
         y_BDHWC = x_BDHWC.clone() if constant_DHWC is None else x_BDHWC + constant_DHWC
         for row_DHWC, (target, source) in zip(rows_RDHWC, ctx.places, strict=True):
             y_BDHWC[target] += row_DHWC[source]
@@ -133,7 +129,8 @@ class _AddBlocks(torch.autograd.Function):
         rows_RDHWC = grad_BDHWC.new_zeros(ctx.shape)
         for row_DHWC, (target, source) in zip(rows_RDHWC, ctx.places, strict=True):
             row_DHWC[source] = grad_BDHWC[target]
-        return grad_BDHWC, grad_BDHWC.sum(0) if ctx.needs_input_grad[1] else None, rows_RDHWC, None
+        constant = grad_BDHWC.sum_to_size(ctx.constant) if ctx.needs_input_grad[1] else None
+        return grad_BDHWC, constant, rows_RDHWC, None
 
 
 def decode(decoder: Decoder, maps: Sequence[FilledMap]) -> Tensor:
@@ -147,16 +144,40 @@ def decode(decoder: Decoder, maps: Sequence[FilledMap]) -> Tensor:
         (B, *size, outputs).
     """
     x_BDHWC = maps[-1].dense()
+    ups: Any = decoder.transpconvs
     stages: Any = decoder.stages
-    for up, stage, skip in zip(decoder.transpconvs, stages, reversed(maps[:-1]), strict=True):
-        x_BDHWC = upsample(x_BDHWC, up)
-        everywhere = whole(len(x_BDHWC), x_BDHWC.shape[1:-1], x_BDHWC.device)
+    for up, stage, skip in zip(ups, stages, reversed(maps[:-1]), strict=True):
+        everywhere = whole(len(x_BDHWC), skip.layout.size, x_BDHWC.device)
         for i, unit in enumerate(stage.convs):
             conv: Any = unit.conv
-            x_BDHWC = skip.joined(x_BDHWC, conv) if i == 0 else channels_last(conv(channels_first(x_BDHWC)))
+            x_BDHWC = skip.joined(x_BDHWC, up, conv) if i == 0 else channels_last(conv(channels_first(x_BDHWC)))
             x_BDHWC = normalise(x_BDHWC, unit.norm, everywhere, SLOPE)
     head: Any = decoder.seg_layers[-1]
     return functional.linear(x_BDHWC, head.weight.flatten(1), head.bias)
+
+
+def _spread(value_C: Tensor, convs: Sequence[tuple[Tensor, Tensor | None]], size: Sequence[int]) -> Tensor:
+    """What convolutions make of a map that holds one value everywhere: (*size, outputs).
+
+    Beyond the kernels' reach from the border it is the same everywhere, so a map of twice the reach and one site knows
+    all its values.
+
+    Args:
+        value_C: Of every site.
+        convs: Weight and bias of each.
+        size: Sites along each axis.
+    """
+    total = [sum(reach) for reach in zip(*(_reach_of(weight) for weight, _ in convs), strict=True)]
+    x_1CDHW = value_C.view(1, -1, *(1,) * len(size))
+    x_1CDHW = x_1CDHW.expand(-1, -1, *(min(n, 2 * r + 1) for n, r in zip(size, total, strict=True)))
+    for weight, bias in convs:
+        x_1CDHW = _CONV[len(size)](x_1CDHW, weight, bias, padding=_reach_of(weight))
+    y_DHWC = x_1CDHW[0].movedim(0, -1)
+    for axis, (n, r) in enumerate(zip(size, total, strict=True)):
+        m, place = y_DHWC.shape[axis], torch.arange(n, device=y_DHWC.device)
+        place = torch.where(place >= n - m + r, place - n + m, place.clamp(max=r)) if m < n else place
+        y_DHWC = y_DHWC.index_select(axis, place)
+    return y_DHWC
 
 
 def _reach_of(weight: Tensor) -> tuple[int, ...]:
@@ -165,6 +186,11 @@ def _reach_of(weight: Tensor) -> tuple[int, ...]:
 
 def _reach(conv: Any) -> tuple[int, ...]:
     return _reach_of(conv.weight)
+
+
+def _same_size(x_BDHWC: Tensor, weight: Tensor) -> Tensor:
+    padding: Any = _reach_of(weight)
+    return channels_last(_CONV[weight.ndim - 2](channels_first(x_BDHWC), weight, padding=padding))
 
 
 def _full(rows_RDHWC: Tensor, weight: Tensor) -> Tensor:
