@@ -12,7 +12,8 @@ from prevox.errors import ConfigError
 from prevox.models.blocksparse.decoder import FilledMap, decode
 from prevox.models.blocksparse.encoder import check_sparse, encode
 from prevox.models.blocksparse.layout import Layout, check_block, pyramid, whole
-from prevox.models.blocksparse.ops import convolve, normalise
+from prevox.models.blocksparse.ops import convolve, normalise, upsample
+from prevox.models.blocksparse.upsampled import composing_pays, convolve_upsampled
 from prevox.models.resenc.network import ResEncUNet
 
 pytestmark = pytest.mark.unit
@@ -157,12 +158,12 @@ def test_an_image_of_odd_size_equals_its_padded_view() -> None:
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 5), (7, 1, 3)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 2), (1, 2, 4)])
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("kept", [3, 12])
+@pytest.mark.parametrize(("kept", "outputs"), [(3, 6), (12, 6), (1, 128), (2, 128)])  # few sites, many outputs: product
 def test_convolution_of_any_kernel_stride_and_group(
-    kernel: tuple[int, ...], stride: tuple[int, ...], groups: int, kept: int
+    kernel: tuple[int, ...], stride: tuple[int, ...], groups: int, kept: int, outputs: int
 ) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv3d(4, 6, kernel, stride, [k // 2 for k in kernel], groups=groups).double()
+    conv = nn.Conv3d(4, outputs, kernel, stride, [k // 2 for k in kernel], groups=groups).double()
     visible, _ = random_cells(2, (3, 2, 4), kept)
     layout = Layout(visible, (3, 2, 4), (2, 2, 4), CPU)
     rows = torch.randn(2 * kept, 2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -270,6 +271,42 @@ def test_blocks_with_margins_are_used_where_they_are_fewer_multiply_adds() -> No
         visible, _ = random_cells(1, (3, 3, 3), kept)
         layout = Layout(visible, (3, 3, 3), (8, 8, 8), CPU)
         assert FilledMap(torch.zeros(1), layout)._blocks_pay(conv) is pays
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 5), (7, 1, 3)])
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 4), (3, 1, 2)])
+def test_convolution_before_upsampling_equals_the_one_behind_it(
+    kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose3d(5, 3, stride, stride, bias=False).double()
+    conv = nn.Conv3d(3, 4, kernel, padding=[k // 2 for k in kernel], bias=False).double()
+    x = torch.randn(2, 3, 4, 2, 5, dtype=torch.float64, requires_grad=True)
+    got, want = convolve_upsampled(x, up, conv.weight), last(conv(up(first(x))))
+    same(got, want)
+    same(last(up(first(x))), upsample(x, up))
+    weights = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad((got * weights).sum(), [x, up.weight, conv.weight]),
+        torch.autograd.grad((want * weights).sum(), [x, up.weight, conv.weight]),
+        strict=True,
+    ):
+        same(a, b)
+
+
+def test_convolution_before_upsampling_of_slices() -> None:
+    torch.manual_seed(0)
+    up, conv = nn.ConvTranspose2d(4, 2, 2, 2, bias=False).double(), nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
+    x = torch.randn(1, 3, 5, 4, dtype=torch.float64)
+    same(convolve_upsampled(x, up, conv.weight), last(conv(up(first(x)))))
+
+
+def test_convolution_before_upsampling_is_used_where_it_takes_fewer_multiply_adds() -> None:
+    """Two: n³ · 8 · (4 + 27 · 2) · 2. One: (n + 1)³ · 8 · 4 · 8 · 2, and 27 · 8 · 2 · 2 · 4 for its weights."""
+    up = nn.ConvTranspose3d(4, 2, 2, 2)
+    for n, pays in ((4, False), (5, True)):
+        assert ((n + 1) ** 3 * 512 + 3456 < n**3 * 928) is pays
+        assert composing_pays(1, (n, n, n), up, (3, 3, 3)) is pays
 
 
 # what is refused

@@ -10,9 +10,7 @@ the same result.
 Shape suffixes: B images, R rows, D H W sites, C channels, A axes.
 """
 
-import functools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,14 +66,12 @@ class FilledMap:
             return channels_last(conv(channels_first(both_BDHWC)))
         channels = up.weight.shape[1]
         first, second = conv.weight[:, :channels], conv.weight[:, channels:]
-        constants = [] if self.token_C is None else [self._constant(second)]
-        if composing_pays(len(below_BDHWC), below_BDHWC.shape[1:-1], up, conv.kernel_size):
+        composed = composing_pays(len(below_BDHWC), below_BDHWC.shape[1:-1], up, conv.kernel_size)
+        if composed:
             y_BDHWC = convolve_upsampled(below_BDHWC, up, first)
-            constants += [] if up.bias is None else [_spread(up.bias, [(first, None)], self.layout.size)]
         else:
-            y_BDHWC = _same_size(upsample(below_BDHWC, up), first)
-        constants += [] if conv.bias is None else [conv.bias]
-        constant_DHWC = functools.reduce(operator.add, constants) if constants else None
+            y_BDHWC = _convolve(upsample(below_BDHWC, up), first, _reach(first))
+        constant_DHWC = self._constant(up.bias if composed else None, conv)
         joined_BDHWC: Tensor = _AddBlocks.apply(y_BDHWC, constant_DHWC, *self._differences(second))
         return joined_BDHWC
 
@@ -89,11 +85,34 @@ class FilledMap:
             dense += self.layout.batch * math.prod(self.layout.size) * math.prod(kernel)
         return blocks < dense
 
-    def _constant(self, weight: Tensor) -> Tensor:
-        """What a map of nothing but tokens adds to the output: (*size, outputs)."""
-        assert self.token_C is not None
-        convs = [] if self.conv is None else [(self.conv.weight, self.conv.bias)]
-        return _spread(self.token_C, [*convs, (weight, None)], self.layout.size)
+    def _constant(self, up_bias: Tensor | None, conv: Conv) -> Tensor | None:
+        """What a map of nothing but tokens, behind an upsampled one of nothing but its bias, is convolved to.
+
+        Beyond the kernels' reach from the border it is the same everywhere, so a map of twice the reach and one site
+        knows all its values.
+
+        Returns:
+            (*size, outputs), or (outputs,) where both maps are 0.
+        """
+        kernels = [conv.weight] if self.conv is None else [conv.weight, self.conv.weight]
+        reach = [sum(axis) for axis in zip(*map(_reach, kernels), strict=True)]
+        small = [min(n, 2 * r + 1) for n, r in zip(self.layout.size, reach, strict=True)]
+        channels, parts = conv.weight.shape[1] - self.rows_RDHWC.shape[-1], []
+        if up_bias is not None:
+            parts.append((_everywhere(up_bias, small), conv.weight[:, :channels]))
+        if self.token_C is not None:
+            token = _everywhere(self.token_C, small)
+            parts.append((token if self.conv is None else self.conv(token), conv.weight[:, channels:]))
+        if not parts:
+            return conv.bias
+        maps, weights = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        y_DHWC = _CONV[len(small)](maps, weights, conv.bias, padding=_reach(conv.weight))[0].movedim(0, -1)
+        for axis, (n, m, r) in enumerate(zip(self.layout.size, small, reach, strict=True)):
+            if m < n:
+                first, middle, last = y_DHWC.split([r, 1, r], axis)
+                counts = [n - m + 1 if i == axis else -1 for i in range(y_DHWC.ndim)]
+                y_DHWC = torch.cat([first, middle.expand(counts), last], axis)
+        return y_DHWC
 
     def _differences(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """What visible blocks add to a map of nothing but tokens, with margins, and the first site of each block."""
@@ -104,9 +123,9 @@ class FilledMap:
                 rows_RDHWC = rows_RDHWC * layout.active_RDHW1.to(rows_RDHWC.dtype)
         if self.conv is not None:
             rows_RDHWC = _full(rows_RDHWC, self.conv.weight)
-            corners_RA = corners_RA - torch.tensor(_reach(self.conv))
+            corners_RA = corners_RA - torch.tensor(_reach(self.conv.weight))
             rows_RDHWC = rows_RDHWC * _inside(corners_RA, rows_RDHWC.shape[1:-1], layout.size).to(rows_RDHWC)
-        return _full(rows_RDHWC, weight), corners_RA - torch.tensor(_reach_of(weight))
+        return _full(rows_RDHWC, weight), corners_RA - torch.tensor(_reach(weight))
 
 
 class _AddBlocks(torch.autograd.Function):
@@ -156,47 +175,21 @@ def decode(decoder: Decoder, maps: Sequence[FilledMap]) -> Tensor:
     return functional.linear(x_BDHWC, head.weight.flatten(1), head.bias)
 
 
-def _spread(value_C: Tensor, convs: Sequence[tuple[Tensor, Tensor | None]], size: Sequence[int]) -> Tensor:
-    """What convolutions make of a map that holds one value everywhere: (*size, outputs).
-
-    Beyond the kernels' reach from the border it is the same everywhere, so a map of twice the reach and one site knows
-    all its values.
-
-    Args:
-        value_C: Of every site.
-        convs: Weight and bias of each.
-        size: Sites along each axis.
-    """
-    total = [sum(reach) for reach in zip(*(_reach_of(weight) for weight, _ in convs), strict=True)]
-    x_1CDHW = value_C.view(1, -1, *(1,) * len(size))
-    x_1CDHW = x_1CDHW.expand(-1, -1, *(min(n, 2 * r + 1) for n, r in zip(size, total, strict=True)))
-    for weight, bias in convs:
-        x_1CDHW = _CONV[len(size)](x_1CDHW, weight, bias, padding=_reach_of(weight))
-    y_DHWC = x_1CDHW[0].movedim(0, -1)
-    for axis, (n, r) in enumerate(zip(size, total, strict=True)):
-        m, place = y_DHWC.shape[axis], torch.arange(n, device=y_DHWC.device)
-        place = torch.where(place >= n - m + r, place - n + m, place.clamp(max=r)) if m < n else place
-        y_DHWC = y_DHWC.index_select(axis, place)
-    return y_DHWC
-
-
-def _reach_of(weight: Tensor) -> tuple[int, ...]:
+def _reach(weight: Tensor) -> tuple[int, ...]:
     return tuple(k // 2 for k in weight.shape[2:])
 
 
-def _reach(conv: Any) -> tuple[int, ...]:
-    return _reach_of(conv.weight)
+def _everywhere(value_C: Tensor, size: Sequence[int]) -> Tensor:
+    return value_C.view(1, -1, *(1,) * len(size)).expand(-1, -1, *size)
 
 
-def _same_size(x_BDHWC: Tensor, weight: Tensor) -> Tensor:
-    padding: Any = _reach_of(weight)
+def _convolve(x_BDHWC: Tensor, weight: Tensor, padding: Any) -> Tensor:
     return channels_last(_CONV[weight.ndim - 2](channels_first(x_BDHWC), weight, padding=padding))
 
 
 def _full(rows_RDHWC: Tensor, weight: Tensor) -> Tensor:
     """Every output site that a block reaches: (R, *side, C) to (R, *side + k − 1, outputs)."""
-    padding: Any = tuple(k - 1 for k in weight.shape[2:])
-    return channels_last(_CONV[weight.ndim - 2](channels_first(rows_RDHWC), weight, padding=padding))
+    return _convolve(rows_RDHWC, weight, tuple(k - 1 for k in weight.shape[2:]))
 
 
 def _inside(corners_RA: Tensor, side: Sequence[int], size: Sequence[int]) -> Tensor:

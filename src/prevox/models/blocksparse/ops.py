@@ -80,7 +80,7 @@ def convolve(rows_RDHWC: Tensor, conv: nn.Module, layout: Layout) -> Tensor:
     else:
         rows_RDHWC = _Widen.apply(rows_RDHWC, halo)
     sites = len(rows_RDHWC) * math.prod(b // t for b, t in zip(layout.side, conv.stride, strict=True))
-    if conv.groups == 1 and sites <= len(weight):
+    if conv.groups == 1 and 4 * sites <= len(weight):
         return _product(rows_RDHWC, weight, bias, conv.stride, padding)
     return channels_last(
         _CONV[axes](channels_first(rows_RDHWC), weight, bias, conv.stride, padding, groups=conv.groups)
@@ -99,7 +99,7 @@ def _taps_that_see(
 def _product(
     rows_RDHWC: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """A convolution as one matrix product over what each site reads: faster where sites are fewer than outputs."""
+    """A convolution as one matrix product over what each site reads: faster where sites are few and weights many."""
     axes = len(stride)
     read = functional.pad(rows_RDHWC, (0, 0, *(p for width in reversed(padding) for p in (width, width))))
     for axis, (k, t) in enumerate(zip(weight.shape[2:], stride, strict=True)):
