@@ -82,7 +82,7 @@ class ProbeConfig(Config):
     """
 
     store: Path | None = None
-    """Labelled store, prepared like the training's, or that one itself. Subjects that --split holds out are not used."""
+    """Labelled store, prepared like the training's, or that itself. Subjects that --split holds out are not used."""
     every: Annotated[int, Field(ge=1)] = 200
     """Steps between two probes; the untrained and the final network are always probed."""
     images: Annotated[int, Field(ge=2)] = 32

@@ -67,7 +67,8 @@ def best_offsets(score_NK: Tensor, y_N: Tensor, weight_N: Tensor, passes: int = 
         weight, hit = weight_N[order_N], (y_N == k)[order_N]
         won_N = weight.cumsum(0)
         dice_N = 2 * (weight * hit).cumsum(0) / (won_N + (weight * hit).sum())
-        best = int(dice_N.argmax())
+        level_N = torch.cat([needed_N[1:] == needed_N[:-1], torch.zeros_like(hit[:1])])  # with the next one
+        best = int(dice_N.masked_fill(level_N, -1).argmax())
         if not hit.any():
             offset_K[k] = -torch.inf
             continue

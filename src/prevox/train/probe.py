@@ -106,7 +106,7 @@ class Probe:
         if differing:
             raise RunError(
                 f"{file}: the run was probed with other {', '.join(differing)} than this call asks for; its curve "
-                "would be made of two. Repeat the probe's settings and store, or leave the probe out (no --probe.store)."
+                "would be made of two. Repeat the probe's settings and store, or give no --probe.store."
             )
 
     def __call__(self, method: PretrainMethod, device: torch.device) -> dict[str, float]:
@@ -193,7 +193,7 @@ def choose(store: Store, images: Sequence[str], count: int, seed: int) -> tuple[
     if len(set(subjects.values())) < 2:
         raise DataError(
             store.path,
-            found=f"labels of {len(set(subjects.values()))} subjects among the {len(images)} training images",
+            found=f"labels of {len(set(subjects.values()))} subject(s) among the {len(images)} training images",
             expected="at least two labelled subjects: one to fit the probe on, one to test it on",
             remedy="Name a store with labels (--probe.store), hold out fewer subjects (--split.validation), or leave "
             "the probe out.",
