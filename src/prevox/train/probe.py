@@ -139,7 +139,7 @@ class Probe:
         x_NC, y_N, weight_N = torch.cat(x), torch.cat(y), torch.cat(weight)
         weight_KC, bias_K = ridge(x_NC, y_N, balance(y_N, weight_N), len(self.values) + 1)
         score_NK = x_NC.double() @ weight_KC.T + bias_K
-        classifier = weight_KC, bias_K + best_offsets(score_NK, y_N, weight_N)
+        classifier = weight_KC, bias_K + best_offsets(score_NK.cpu(), y_N.cpu(), weight_N.cpu()).to(bias_K)
         return pd.DataFrame(
             self._overlap(classify(features(crop.x_BCDHW), *classifier, self.size), crop)
             for crop in self._crops(self.test, device)
