@@ -106,6 +106,7 @@ def pretraining_line(out: Path) -> str:
     run = pretraining_of(out)
     summary = json.loads((run / "summary.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]  # the probe has rows of its own
     return (
         f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss ({SCALES[run.name]}) "

@@ -1,5 +1,6 @@
 """Every registered pre-training method goes through the same checks, built through the registry like in a run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from prevox.config.data import ViewsConfig
+from prevox.config.data import NormaliseConfig, ViewsConfig
 from prevox.config.models import ResEncConfig, ViTConfig
 from prevox.config.runs import pretrain_schema
+from prevox.config.train import ProbeConfig
+from prevox.data.store import Store
 from prevox.methods.registry import METHODS, method_entry, resolve
 from prevox.models.registry import build_model
 from prevox.task import Batch, PretrainMethod, StepContext, ViewGroup, Views
+from prevox.train.probe import Probe
 
 pytestmark = pytest.mark.contract
 
@@ -207,6 +211,25 @@ def test_features_have_the_stride_they_name(name: str, channels: int) -> None:
         for features, stride in maps:
             assert list(features.shape[2:]) == [n // s for n, s in zip(voxels, stride, strict=True)]
             assert features.isfinite().all()
+
+
+def test_the_probe_measures_its_features_and_leaves_it_as_it_was(name: str, tiny_store: Path) -> None:
+    method, size = make_method(name), TINY[name][2]
+    settings = ProbeConfig(store=tiny_store, images=4, voxels=200)
+    before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
+    modes = [module.training for module in method.modules()]
+    store = Store(tiny_store)
+    rows = [
+        Probe(store, list(store.index.index), size, NormaliseConfig(), settings, 0)(method, torch.device("cpu"))
+        for _ in range(2)
+    ]
+    for row in rows:
+        assert row.pop("probe_seconds") > 0
+        assert {"probe_dice", "probe_dice_1", "probe_floor"} <= row.keys()
+        assert all(0 <= value <= 1 for value in row.values())
+    assert rows[0] == rows[1]
+    assert [module.training for module in method.modules()] == modes
+    assert all(torch.equal(before[key], tensor) for key, tensor in method.state_dict().items())
 
 
 def test_the_views_are_what_the_settings_ask_for(name: str) -> None:

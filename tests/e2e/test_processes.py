@@ -79,6 +79,14 @@ def test_two_processes_of_torchrun(method: str, one_process: Callable, tmp_path:
     assert text.count("run folder") == 2  # one process speaks: at the start and at the end
 
 
+def test_two_processes_of_which_one_probes(one_process: Callable, chain: Chain, tmp_path: Path) -> None:
+    words, one = one_process("s3d")
+    probe = ["--probe.store", str(chain.store), "--probe.every", "1", "--probe.images", "4"]
+    text = torchrun([*words, *probe, "--out", str(tmp_path / "two")])
+    assert_same_weights(one, tmp_path / "two")
+    assert text.count("probe: Dice") == 5  # before the first and after each of four steps
+
+
 def test_two_tasks_of_srun(one_process: Callable, tmp_path: Path) -> None:
     words, one = one_process("mae")
     text = srun([*words, "--out", str(tmp_path / "two")])

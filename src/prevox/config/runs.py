@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from prevox.config.base import Config
 from prevox.config.data import NormaliseConfig, SplitConfig, ViewsConfig
 from prevox.config.models import UNETRConfig
-from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
+from prevox.config.train import OptimConfig, ProbeConfig, ScheduleConfig, TrainConfig
 
 
 def _regions_from_words(value: Any) -> Any:
@@ -63,6 +63,8 @@ class PretrainConfig(RunConfig):
     """Images to learn from: the training subjects of the split, or every image of the store."""
     normalise: NormaliseConfig = NormaliseConfig()
     """Intensity normalisation."""
+    probe: ProbeConfig = ProbeConfig()
+    """Segmentation by the frozen features, measured while they are trained."""
     method: Config
     """The pre-training method and its settings."""
     model: Config

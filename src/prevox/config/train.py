@@ -1,5 +1,6 @@
 """Settings of the training engine, shared by pre-training and fine-tuning."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -71,4 +72,30 @@ class TrainConfig(Config):
     def _one_length(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give steps or epochs, not both")
+        return self
+
+
+class ProbeConfig(Config):
+    """Segmentation by a linear classifier on frozen features, measured while they are trained (how-to page `probe`).
+
+    Off unless a store is named; the training is the same with and without it.
+    """
+
+    store: Path | None = None
+    """Labelled store, prepared like the training's, or that itself. Subjects that --split holds out are not used."""
+    every: Annotated[int, Field(ge=1)] = 200
+    """Steps between two probes; the untrained and the final network are always probed."""
+    images: Annotated[int, Field(ge=2)] = 32
+    """Images of both halves together: half of the subjects are to fit the classifier on, the others to test it on."""
+    voxels: Annotated[int, Field(ge=1)] = 2048
+    """Voxels of each image that the classifier is fitted on; it is tested on all voxels of a view."""
+
+    @model_validator(mode="after")
+    def _has_a_store(self) -> "ProbeConfig":
+        fields = type(self).model_fields
+        idle = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if self.store is None and idle:
+            raise ValueError(
+                f"{', '.join(idle)} without a store: give --probe.store, or leave the probe's settings out"
+            )
         return self

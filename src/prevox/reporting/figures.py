@@ -51,7 +51,12 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve(
-    series: Sequence[tuple[Stroke, pd.DataFrame]], column: str, *, logarithmic: bool = False, smooth: bool = True
+    series: Sequence[tuple[Stroke, pd.DataFrame]],
+    column: str,
+    *,
+    logarithmic: bool = False,
+    smooth: bool = True,
+    floor: str | None = None,
 ) -> Markup | None:
     """One quantity over steps, all runs overlaid.
 
@@ -60,6 +65,7 @@ def curve(
         column: Column of the rows.
         logarithmic: Whether the vertical axis may be logarithmic (it is where values span more than a factor of 20).
         smooth: Whether long curves get a running mean.
+        floor: Column whose last value is drawn as a thin level.
 
     Returns:
         An SVG element, or None if no run logged the quantity.
@@ -78,6 +84,8 @@ def curve(
             y = pd.Series(y).ewm(span=max(5, len(x) // 25)).mean().to_numpy()
         marker = "o" if len(x) < 4 else None
         axes.plot(x, y, color=stroke.colour, linestyle=stroke.line, linewidth=1.6, marker=marker, markersize=3)
+        if floor in rows:
+            axes.axhline(rows[floor].dropna().iloc[-1], color=stroke.colour, linestyle=stroke.line, linewidth=0.7)
         logarithmic = logarithmic and bool((y > 0).all()) and float(y.max() / y.min()) > 20
     if not drawn:
         return None

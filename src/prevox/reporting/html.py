@@ -16,11 +16,13 @@ from prevox.reporting.overlays import overlays
 
 CURVES = {  # column of metrics.jsonl -> heading
     "loss": "Loss",
+    "probe_dice": "Dice of a linear probe on frozen features (thin line: on raw voxels)",
     "lr": "Learning rate",
     "samples_per_s": "Throughput (images per second)",
     "data_wait": "Share of time spent waiting for data",
 }
 Strokes = dict[str, figures.Stroke]  # by the name of the run
+FLOORS = {"probe_dice": "probe_floor"}  # column of a curve -> column of the level that it has to rise above
 NOT_DRAWN = {"step", "progress", "seconds", *CURVES}
 MAX_PICTURES = 4  # of a step
 MAX_SCALARS = 6  # further scalars of a method that get a curve
@@ -171,11 +173,18 @@ def _curves(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
             str(column)
             for run in members
             for column in run.metrics
-            if column not in NOT_DRAWN and pd.api.types.is_numeric_dtype(run.metrics[column])
+            if column not in NOT_DRAWN
+            and not str(column).startswith("probe_")
+            and pd.api.types.is_numeric_dtype(run.metrics[column])
         )
         wanted = CURVES | {column: column.replace("_", " ") for column in list(extra)[:MAX_SCALARS]}
         drawn = [
-            (heading, figures.curve(series, column, logarithmic=column == "loss", smooth=column != "lr"))
+            (
+                heading,
+                figures.curve(
+                    series, column, logarithmic=column == "loss", smooth=column != "lr", floor=FLOORS.get(column)
+                ),
+            )
             for column, heading in wanted.items()
         ]
         shown = [{"heading": heading, "svg": svg} for heading, svg in drawn if svg is not None]

@@ -24,11 +24,12 @@ from prevox.data.sampler import torch_seed
 from prevox.data.store import Store
 from prevox.errors import ConfigError, RunError
 from prevox.signals import stop_signals
-from prevox.task import Batch, StepContext, StepOutput, Task
+from prevox.task import Batch, PretrainMethod, StepContext, StepOutput, Task
 from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
 from prevox.train.cluster import enter_cluster
 from prevox.train.memory import peak_mb, reset_peak
 from prevox.train.optim import build_optimiser, set_lr
+from prevox.train.probe import Probe
 from prevox.train.schedule import decoder_steps, lr_factor
 from prevox.train.tracking import Tracker
 from prevox.train.window import StepRecord, fault, not_finite
@@ -58,6 +59,7 @@ class Job:
         train: Length, batch, precision ...
         decoder_first: Share of the run, at its start, in which parameters that `Task.waits` names are held still.
         handed: Metadata for the header of pretrained.safetensors.
+        probe: What measures the features of a pre-training method now and then.
     """
 
     task: Task
@@ -69,6 +71,7 @@ class Job:
     train: TrainConfig
     decoder_first: float = 0.0
     handed: dict[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None
 
 
 class Engine:
@@ -150,6 +153,8 @@ class Engine:
         with tracking as tracker, stop_signals() as stop:
             batches = self.loader.batches(start=step * self.settings.accumulation)
             stopping = self.on_any(stop.asked)  # during start-up: what there is to keep lies on the disk already
+            if step == 0 and not stopping:
+                self.probe(tracker, step, run)
             while step < self.steps and not stopping:
                 last = step + 1 == self.steps
                 draw = self.draws(step)
@@ -159,6 +164,7 @@ class Engine:
                     self.log(tracker, step, run)
                 if draw and tracker is not None:
                     tracker.pictures(step, output.pictures)
+                self.probe(tracker, step, run)
                 stopping = self.on_any(stop.asked)  # read once: a signal that comes later is met by the next step
                 if stopping or self.saves(step):
                     self._check_finite(step, run, saving=True)
@@ -255,6 +261,23 @@ class Engine:
         self.begin_row()
         if tracker is not None:
             tracker.row(step, row)
+
+    def probes(self, step: int) -> bool:
+        """Whether the features are probed after this many steps."""
+        return self.job.probe is not None and (step == self.steps or step % self.job.probe.every == 0)
+
+    def probe(self, tracker: Tracker | None, step: int, run: Path) -> None:
+        """Probe the features if it is time to, on the main process; the others wait for it in their next step."""
+        if self.job.probe is None or not self.probes(step):
+            return
+        self._check_finite(step, run, saving=True)
+        if tracker is None:
+            return
+        task = self.accelerator.unwrap_model(self.task)
+        assert isinstance(task, PretrainMethod), "only a pre-training method has features"
+        began = perf_counter()
+        tracker.probe(step, self.job.probe(task, self.accelerator.device))
+        self._row_began += perf_counter() - began  # no part of the training's pace
 
     def _check_finite(self, step: int, run: Path, saving: bool = False) -> None:
         """Stop before a spoilt state is logged or saved."""

@@ -38,6 +38,8 @@ class Estimate:
         held: Those of them in which the decoder alone is trained.
         pictures: Steps of the run that make pictures, the first included.
         checkpoints: Checkpoints of the run.
+        probe: Seconds of probing the features; what the first one does once is part of `first`.
+        probes: How often that is.
     """
 
     first: float
@@ -53,13 +55,15 @@ class Estimate:
     held: int
     pictures: int
     checkpoints: int
+    probe: float = 0.0
+    probes: int = 0
 
     @property
     def seconds(self) -> float:
         """The whole run's, as summary.json counts them: from the first step to the last checkpoint."""
         held = max(0, self.held - 1)  # the first step is one of them
         later = (self.steps - 1 - held) * self.step + held * self.held_step + (self.pictures - 1) * self.picture
-        return self.first + later + self.checkpoints * self.checkpoint
+        return self.first + later + self.checkpoints * self.checkpoint + max(0, self.probes - 1) * self.probe
 
 
 def rehearse(engine: Engine, near: Path) -> Estimate:
@@ -93,6 +97,7 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
             waited = engine.loader.waited - waited
             _fill_cache(batches, engine)
             drawing = steps.seconds(1, draw=True)
+            first_probe, probe = steps.probe_seconds(), steps.probe_seconds()
         began = perf_counter()
         engine.save(run, 1, 0.0)
         saving = perf_counter() - began
@@ -101,7 +106,7 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
         raise RunError("the dry run was stopped by a signal.")
     step = seconds / timed
     return Estimate(
-        first=first,
+        first=first + first_probe,
         step=step,
         held_step=held_step,
         picture=max(0.0, drawing - step),
@@ -114,6 +119,8 @@ def rehearse(engine: Engine, near: Path) -> Estimate:
         held=held,
         pictures=sum(engine.draws(step) for step in range(engine.steps)),
         checkpoints=sum(engine.saves(step + 1) for step in range(engine.steps)),
+        probe=probe,
+        probes=sum(engine.probes(step) for step in range(engine.steps + 1)),
     )
 
 
@@ -136,6 +143,12 @@ class _Steps:
         if draw:
             self.tracker.pictures(1, output.pictures)
         self.engine.log(self.tracker, 1, self.run)
+        return perf_counter() - began
+
+    def probe_seconds(self) -> float:
+        """Seconds of a probe; next to none where there is none."""
+        began = perf_counter()
+        self.engine.probe(self.tracker, 0, self.run)
         return perf_counter() - began
 
 

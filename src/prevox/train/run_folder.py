@@ -26,6 +26,7 @@ FREE_ON_RESUME = {
     "train.picture_every",
     "train.checkpoint_every",
     "train.keep_every",
+    "probe",  # the training is the same with and without; its own file is compared instead
 }
 
 

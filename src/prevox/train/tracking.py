@@ -31,7 +31,8 @@ class Tracker:
         self._path = run / "metrics.jsonl"
         self._drop_rows_after(start)
         self._rows = self._path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        # at the very start nothing stays, a row of step 0 included
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else 0)
         self._bar: Progress | None = None
         self._bar_task: TaskID | None = None
         self._printed = 0.0
@@ -56,12 +57,8 @@ class Tracker:
         self._board.close()
 
     def row(self, step: int, values: dict[str, float]) -> None:
-        """Log one row; `step` is the number of optimiser steps done."""
-        self._rows.write(json.dumps({"step": step, **values}) + "\n")
-        self._rows.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()  # by itself it keeps rows back for two minutes, which a kill would lose
+        """Log one row of the training; `step` is the number of optimiser steps done."""
+        self._write(step, values)
         note = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['samples_per_s']:.2f} images/s"
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, completed=step, note=note)
@@ -69,6 +66,19 @@ class Tracker:
             self._printed = perf_counter()
             wait = f"waiting for data {values['data_wait']:.0%}"
             console.print(f"{self.label}  step {step}/{self.steps}  {note}  {wait}")
+
+    def probe(self, step: int, values: dict[str, float]) -> None:
+        """Log one row of the probe."""
+        self._write(step, values)
+        dice, floor = values["probe_dice"], values["probe_floor"]
+        console.print(f"{self.label}  step {step}/{self.steps}  probe: Dice {dice:.3f} (raw voxels {floor:.3f})")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        self._rows.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()  # by itself it keeps rows back for two minutes, which a kill would lose
 
     def pictures(self, step: int, pictures: dict[str, Picture]) -> None:
         """Write pictures to pictures/step_…/NAME.png."""
@@ -79,7 +89,7 @@ class Tracker:
 
     def _drop_rows_after(self, step: int) -> None:
         if self._path.is_file():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in self._path.read_text().splitlines() if step and _step_of(line) <= step]
             partial = self._path.with_name(".metrics.jsonl.partial")
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(self._path)

@@ -11,7 +11,10 @@ from prevox.errors import DataError
 from prevox.methods.registry import method_entry, resolve
 from prevox.task import PretrainMethod
 from prevox.train.engine import Job
+from prevox.train.probe import Probe
 from prevox.verbs.running import RunResult, train_run
+
+PROBE_FILE = "probe.json"  # of the run folder
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
@@ -46,9 +49,11 @@ def pretrain(config: PretrainConfig) -> RunResult:
             "size": list(config.views.size),
             "channels": int(store.info["channels"]),
         },
+        probe=build_probe(config, store),
     )
     used = {**split, "train": images} if config.use == "all" else split
-    return train_run("pretrain", config, job, used)
+    files = {} if job.probe is None else {PROBE_FILE: job.probe.described()}
+    return train_run("pretrain", config, job, used, files)
 
 
 def build_method(config: PretrainConfig, channels: int) -> PretrainMethod:
@@ -59,6 +64,35 @@ def build_method(config: PretrainConfig, channels: int) -> PretrainMethod:
         torch.manual_seed(config.train.seed)
         method: PretrainMethod = build(config.method, config.model, config.views, channels)
     return method
+
+
+def build_probe(config: PretrainConfig, trained: Store) -> Probe | None:
+    """Build the probe on the training subjects of its store, or none where no store is named.
+
+    Raises:
+        DataError: If its images could not have been trained on: other channels, spacing or dimension; or if they have
+            no labels, or those of a single subject.
+        RunError: If the run goes on and was probed otherwise before.
+    """
+    where = config.probe.store
+    if where is None:
+        return None
+    store = Store(where)
+    for key, option in (("channels", "the same channels"), ("spacing", "the same prepare --spacing")):
+        found, expected = store.info[key], trained.info[key]
+        if found != expected:
+            raise DataError(
+                where,
+                found=f"{key} {found} in the probe's store",
+                expected=f"{expected}, as in {config.store}",
+                remedy=f"Prepare the labelled images with {option}, or leave the probe out.",
+            )
+    images = split_images(store.index, config.split)["train"]
+    check_dimensions(store, images, config.views.size, where)
+    probe = Probe(store, images, config.views.size, config.normalise, config.probe, config.train.seed)
+    if config.resume:
+        probe.check_same(config.out / PROBE_FILE)
+    return probe
 
 
 def check_dimensions(store: Store, images: list[str], size: tuple[int, ...], where: Path) -> None:

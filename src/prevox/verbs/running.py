@@ -106,6 +106,8 @@ def dry_run(config: RunConfig, job: Job) -> RunResult:
         table.add_row("decoder alone", f"{found.held} of these steps, {found.held_step:.3f} s each")
     table.add_row("throughput", f"{rate:.2f} images/s")
     table.add_row("pictures", f"{found.pictures} times {found.picture:.1f} s")
+    if found.probes:
+        table.add_row("probes", f"{found.probes} times {found.probe:.1f} s")
     table.add_row(
         "checkpoints", f"{found.checkpoints} times {found.checkpoint:.1f} s, {found.checkpoint_mb:.0f} MB each"
     )

@@ -18,6 +18,7 @@ MADE = Estimate(0.5, 2, 0, 3, 1, 0, 0, 0, 6, steps=10, held=0, pictures=3, check
 def test_parts_are_counted_as_often_as_the_run_has_them() -> None:
     assert MADE.seconds == 0.5 + 9 * 2 + 2 * 3 + 4 * 1  # the first step has its pictures in it
     assert replace(MADE, steps=1, pictures=1, checkpoints=1).seconds == 1.5
+    assert replace(MADE, probes=3, probe=5.0).seconds == MADE.seconds + 2 * 5  # so has the first probe
 
 
 def test_a_rehearsal_leaves_nothing(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
