@@ -16,7 +16,7 @@ from prevox.console import console, warn
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import DataError, RunError
 from prevox.evaluation.cases import MEAN, Case, Matching, match_cases, predictions_folder
-from prevox.evaluation.scoring import METRICS, score_case
+from prevox.evaluation.scoring import LESION_METRICS, METRICS, score_case, score_of_nothing, score_row
 from prevox.evaluation.statistics import bootstrap_mean
 from prevox.output import replacing, writable_folder
 
@@ -33,9 +33,10 @@ class EvaluateResult:
 
     Attributes:
         scores: One row per case and class: case, subject, dataset ("" if unknown), class, dice, hd95, nsd, asd (mm),
-            reference_ml, prediction_ml, empty ("", "prediction", "reference", "both").
-        summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases, subjects,
-            one_empty (counted, as the worst value), both_empty (not counted).
+            rvd, ravd, reference_ml, prediction_ml, empty ("", "prediction", "reference", "both"); where lesions are
+            counted also lesions, lesions_found, lesion_sensitivity, lesion_false_positives.
+        summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases (counted ones),
+            subjects, and pairs of case and class that are empty: one_empty, both_empty.
         path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
         failed: Ids of cases that `predict` could not segment; no mean contains them.
     """
@@ -52,11 +53,12 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Score predictions against references: Dice, HD95, NSD and ASD per case and class.
+    """Score predictions against references: Dice, HD95, NSD, ASD and volumes per case and class; lesions if asked.
 
     Masks are compared voxel by voxel on the reference's own grid, distances are in mm. Where one of prediction and
     reference is empty, Dice and NSD are 0 and distances are the grid's diagonal; where both are, the class of that case
-    is not counted. One case that cannot be scored stops it all: a table without its worst cases would be too good.
+    is not counted. Volumes and sensitivity are relative to the reference and not counted where that is empty. One case
+    that cannot be scored stops it all: a table without its worst cases would be too good.
 
     Raises:
         DataError: If predictions and references do not fit each other; the case is named.
@@ -71,6 +73,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     summary = summarise(scores)
     _write(out, scores, summary, matching, config)
     _say_summary(scores, summary, config.tolerance, out)
+    nowhere = [name for name in config.lesions if name not in set(scores["class"])]
+    if nowhere:
+        warn(f"lesions: no mask holds the label value {', '.join(nowhere)}")
     if matching.failed:
         warn(
             f"{len(matching.failed)} cases could not be segmented and are in NO mean above: {_few(matching.failed)}; "
@@ -95,14 +100,22 @@ def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
     flagged = scores.assign(
         one_empty=scores["empty"].isin(["prediction", "reference"]), both_empty=scores["empty"] == "both"
     )
+    metrics = [metric for metric in (*METRICS, *LESION_METRICS) if metric in scores]
     per_case = flagged.groupby("case", sort=False).agg(
         subject=("subject", "first"),
         one_empty=("one_empty", "any"),
         both_empty=("both_empty", "all"),
-        **{metric: (metric, "mean") for metric in METRICS},  # pandas leaves NaN (both empty) out
+        **{metric: (metric, "mean") for metric in metrics},  # pandas leaves NaN (not counted) out
     )
     parts = [*flagged.groupby("class", sort=False), (MEAN, per_case)]
-    return pd.DataFrame([_summary_row(str(name), part, metric) for name, part in parts for metric in METRICS])
+    return pd.DataFrame(
+        [_summary_row(str(name), part, metric) for name, part in parts for metric in metrics if _measured(part, metric)]
+    )
+
+
+def _measured(part: "pd.DataFrame", metric: str) -> bool:
+    """False for lesions of classes whose lesions are not counted; false positives are a number wherever they are."""
+    return metric not in LESION_METRICS or bool(part["lesion_false_positives"].notna().any())
 
 
 def _summary_row(name: str, part: "pd.DataFrame", metric: str) -> dict[str, Any]:
@@ -128,7 +141,7 @@ def _score_all(cases: Sequence[Case], config: EvaluateConfig) -> "pd.DataFrame":
 
     rows: dict[str, list[dict[str, Any]]] = {}
     faults: dict[str, DataError | RunError] = {}
-    function = partial(score_case, tolerance=config.tolerance)
+    function = partial(score_case, tolerance=config.tolerance, lesions=config.lesions)
     for case, result in run_cases(function, cases, config.workers, lambda case: case.case, "evaluated"):
         if isinstance(result, DataError):
             faults[case.case] = result
@@ -138,7 +151,7 @@ def _score_all(cases: Sequence[Case], config: EvaluateConfig) -> "pd.DataFrame":
             rows[case.case] = result
     if faults:
         _stop([case.case for case in cases if case.case in faults], faults)
-    _complete(cases, rows)
+    _complete(cases, rows, config.lesions)
     if not any(rows.values()):
         raise DataError(config.references, found="no labelled voxel in any case", expected="masks with labels above 0")
     return pd.DataFrame([row for case in cases for row in rows[case.case]])
@@ -154,7 +167,7 @@ def _stop(failed: list[str], faults: dict[str, DataError | RunError]) -> None:
     raise first
 
 
-def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> None:
+def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]], lesions: Sequence[str]) -> None:
     """Give cases without named classes a row for every label value that occurs in any of them.
 
     Raises:
@@ -174,9 +187,10 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> N
     names = sorted(found, key=int)
     for case in unnamed:
         own = {row["class"]: row for row in rows[case.case]}
-        absent = dict.fromkeys(METRICS, float("nan")) | {"reference_ml": 0.0, "prediction_ml": 0.0, "empty": "both"}
-        identity = {"case": case.case, "subject": case.subject, "dataset": case.dataset}
-        rows[case.case] = [own.get(name) or {**identity, "class": name, **absent} for name in names]
+        rows[case.case] = [
+            own.get(name) or score_row(case, name, score_of_nothing(name in lesions), 0.0, bool(lesions))
+            for name in names
+        ]
 
 
 def _write(
@@ -224,11 +238,14 @@ def _say_matching(matching: Matching) -> None:
 
 def _say_summary(scores: "pd.DataFrame", summary: "pd.DataFrame", tolerance: float, out: Path) -> None:
     table = Table(caption=escape(f"mean over cases [{LEVEL:.0%} interval over subjects]"))
-    for title in ("class", "Dice", "HD95 mm", f"NSD@{tolerance:g} mm", "cases"):
+    columns = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 2), "nsd": (f"NSD@{tolerance:g} mm", 3)}
+    if "lesions" in scores:
+        columns |= {"lesion_sensitivity": ("lesions found", 3), "lesion_false_positives": ("false lesions", 2)}
+    for title in ("class", *(title for title, _ in columns.values()), "cases"):
         table.add_column(title, justify="left" if title == "class" else "right")
     for name, group in summary.groupby("class", sort=False):
         found = group.set_index("metric")
-        cells = [_cell(found.loc[[metric]], digits) for metric, digits in (("dice", 3), ("hd95", 2), ("nsd", 3))]
+        cells = [_cell(found.reindex([metric]), digits) for metric, (_, digits) in columns.items()]
         table.add_row(escape(str(name)), *cells, str(found.loc["dice", "cases"]))
     console.print(table)
     one, both = scores["empty"].isin(["prediction", "reference"]).sum(), (scores["empty"] == "both").sum()
