@@ -15,7 +15,7 @@ from prevox.data.readers import read_image
 from prevox.errors import DataError
 from prevox.evaluation.cases import LARGEST_LABEL, Case, Regions
 from prevox.evaluation.lesions import Lesions, match_lesions
-from prevox.evaluation.overlap import VOXELS_AT_ONCE, overlap
+from prevox.evaluation.overlap import overlap
 from prevox.evaluation.surface import asd, grid_diagonal, hd95, nsd, surface_distances
 
 METRICS = ("dice", "hd95", "nsd", "asd", "rvd", "ravd")
@@ -52,9 +52,7 @@ class Score:
     @property
     def rvd(self) -> float:
         """Relative volume difference (P − R) / R, negative where too little is predicted; NaN if R is empty."""
-        return (
-            (self.prediction_voxels - self.reference_voxels) / self.reference_voxels if self.reference_voxels else NAN
-        )
+        return self.prediction_voxels / self.reference_voxels - 1 if self.reference_voxels else NAN
 
     @property
     def ravd(self) -> float:
@@ -91,15 +89,16 @@ def score_labels(
     Raises:
         ValueError: If shapes or numbers of axes do not fit.
     """
-    overlaps = overlap(prediction, reference, regions)
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must be equal")
     highest = max((value for members in regions.values() for value in members), default=1)
     boxes = [ndimage.find_objects(labels, max_label=highest) for labels in (prediction, reference)]
     diagonal = grid_diagonal(prediction.shape, spacing)
     scores = {}
     for name, members in regions.items():
-        found = overlaps[name]
         box = _union([part[value - 1] for part in boxes for value in members])
         mask_p, mask_r = _mask(prediction[box], members), _mask(reference[box], members)
+        found = overlap(mask_p, mask_r)
         distances = surface_distances(mask_p, mask_r, spacing, diagonal=diagonal)
         scores[name] = Score(
             dice=found.dice,
@@ -203,11 +202,8 @@ def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarra
 
 def present_values(labels: np.ndarray) -> set[int]:
     """Label values other than 0 that occur."""
-    flat = labels.ravel("K")
-    counts = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int64)
-    for start in range(0, flat.size, VOXELS_AT_ONCE):
-        counts += np.bincount(flat[start : start + VOXELS_AT_ONCE], minlength=len(counts))
-    return {int(value) for value in np.flatnonzero(counts)} - {0}
+    boxes = ndimage.find_objects(labels.T)  # first axis fastest, as files are
+    return {value for value, box in enumerate(boxes, start=1) if box is not None}
 
 
 def _check_grids(

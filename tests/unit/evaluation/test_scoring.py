@@ -53,6 +53,20 @@ def test_every_region_equals_whole_volume_masks(order):
     assert scores["absent"].empty == "both"
 
 
+def test_regions_may_overlap_and_mix_memory_orders():
+    p, r = random_labels(2), random_labels(3)
+    regions = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,), "absent": (9,)}
+    for prediction in (p, np.asfortranarray(p), p.astype(np.int64)):
+        scores = score_labels(prediction, r, regions, (1, 1, 1))
+        assert list(scores) == list(regions)
+        for name, values in regions.items():
+            a, b = np.isin(p, values), np.isin(r, values)
+            assert (scores[name].prediction_voxels, scores[name].reference_voxels) == (a.sum(), b.sum())
+            np.testing.assert_equal(scores[name].dice, 2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else np.nan)
+    with pytest.raises(ValueError, match=r"\(15, 18, 21\).*\(15, 18, 20\)"):
+        score_labels(p, r[..., 1:], regions, (1, 1, 1))
+
+
 def test_class_order_does_not_matter():
     p, r = random_labels(2), random_labels(3)
     forward = score_labels(p, r, {"one": (1,), "two": (2,)}, (1, 1, 1))
