@@ -175,13 +175,13 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]], lesi
     """
     unnamed = [case for case in cases if case.regions is None]
     found = {row["class"]: (case, row) for case in reversed(unnamed) for row in rows[case.case]}
+    known = {row["class"] for case in unnamed for row in rows[case.case] if row["reference_ml"] > 0}
     for name, (case, _) in sorted(found.items(), key=lambda item: int(item[0])):
-        if not any(row["class"] == name and row["reference_ml"] > 0 for other in unnamed for row in rows[other.case]):
-            known = sorted((int(value) for value in found), key=int)
+        if name not in known:
             raise DataError(
                 f"case {case.case}, prediction {case.prediction}",
                 found=f"label value {name}, which no reference has",
-                expected=f"label values among {known}",
+                expected=f"label values among {', '.join(sorted(known, key=int)) or 'none, as no reference has a labelled voxel'}",
                 remedy=f"If {name} is a class that happens to be absent, name all classes with --regions.",
             )
     names = sorted(found, key=int)
@@ -226,7 +226,8 @@ def _say_matching(matching: Matching) -> None:
     unknown = "" if matching.subjects_known else " (none are known: each case counts as its own)"
     console.print(f"{len(matching.cases)} cases of {subjects} subjects{unknown}", markup=False)
     if matching.not_predicted:
-        console.print(f"not predicted: {len(matching.not_predicted)} ({_few(matching.not_predicted)})", markup=False)
+        missing = matching.not_predicted
+        warn(f"not predicted: {len(missing)} ({_few(missing)}); they are in no mean")
     if matching.without_reference:
         unmatched = matching.without_reference
         warn(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}")

@@ -182,7 +182,7 @@ def test_without_names_absent_classes_are_rows_too(scans):
 
 def test_value_that_only_predictions_have_is_refused(scans):
     save(scans / "run" / "predictions" / "b.nii.gz", (1, 1, 5), (5, 7, 9))
-    with pytest.raises(DataError, match=r"case b, .*label value 5"):
+    with pytest.raises(DataError, match=r"case b, .*label value 5, .*expected label values among 1, 2\."):
         run_on(scans, references=scans / "labels")
     with pytest.raises(DataError, match=r"case b, prediction.*\[5\]"):
         run_on(scans)
