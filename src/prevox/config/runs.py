@@ -196,9 +196,11 @@ class EvaluateConfig(Config):
     """Score predictions against references: overlap, distances, volumes and lesions, with intervals over subjects."""
 
     predictions: Path
-    """Folder of masks, or a fine-tuning run (its predictions are scored into RUN/evaluation)."""
+    """Folder of masks, or a fine-tuning run (its predictions are scored into RUN/evaluation); for classification a
+    table (CSV, TSV, Parquet) of probabilities with one row per case and one column per class."""
     references: Path
-    """Catalogue (parquet) with labels, or a folder of masks with the same names."""
+    """Catalogue (parquet) with labels, or a folder of masks with the same names; for classification a table of the true
+    classes, which a catalogue of pictures is too."""
     out: Path | None = None
     """Folder for scores and summary; none takes evaluation/ beside the predictions."""
     regions: Regions | None = None

@@ -14,8 +14,10 @@ from rich.table import Table
 from prevox.config.runs import EvaluateConfig
 from prevox.console import console, warn
 from prevox.data.runner import Failure, run_cases
-from prevox.errors import DataError, RunError
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.evaluation import classified
 from prevox.evaluation.cases import MEAN, Case, Matching, match_cases, predictions_folder
+from prevox.evaluation.probability_tables import Classified, read_classified
 from prevox.evaluation.scoring import LESION_METRICS, METRICS, score_case, score_of_nothing, score_row
 from prevox.evaluation.statistics import bootstrap_mean
 from prevox.output import replacing, writable_folder
@@ -30,6 +32,9 @@ NAMED = 5  # ids in a message; files hold all of them
 @dataclass(frozen=True)
 class EvaluateResult:
     """What `evaluate` found.
+
+    Of classification, `scores` has one row per case and class (case, subject, class, probability, reference), `summary`
+    one per class and metric (value, low, high, cases, subjects, positives), and the files are called classification.*.
 
     Attributes:
         scores: One row per case and class: case, subject, dataset ("" if unknown), class, dice, hd95, nsd, asd (mm),
@@ -60,15 +65,25 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     is not counted. Volumes and sensitivity are relative to the reference and not counted where that is empty. One case
     that cannot be scored stops it all: a table without its worst cases would be too good.
 
+    If `predictions` is a table of probabilities: AUC, average precision, calibration error and Brier score per class.
+
     Raises:
         DataError: If predictions and references do not fit each other; the case is named.
         RunError: If a run has no predictions, a case fails for another reason, or scores cannot be written.
+        ConfigError: If classes are asked for that do not exist, or settings of masks are given with tables.
     """
+    if config.predictions.is_file():
+        return _evaluate_table(config)
     matching = match_cases(config)
     folder = predictions_folder(config.predictions)
     out = config.out or folder.parent / "evaluation"
     writable_folder(out)
-    _say_matching(matching)
+    subjects = len({case.subject for case in matching.cases})
+    _say_matching(len(matching.cases), subjects, matching)
+    if matching.trained_on:
+        warn(
+            f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"
+        )
     scores = _score_all(matching.cases, config)
     summary = summarise(scores)
     _write(out, scores, summary, matching, config)
@@ -82,6 +97,21 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             f"reasons in {folder / 'failures.csv'}. Correct them and predict again."
         )
     return EvaluateResult(scores, summary, out, matching.failed)
+
+
+def _evaluate_table(config: EvaluateConfig) -> EvaluateResult:
+    """Probabilities of classes against true classes, both in tables."""
+    for name in ("regions", "lesions"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}: given with a table of probabilities; expected with masks only. Leave it out.")
+    found = read_classified(config.predictions, config.references)
+    out = config.out or config.predictions.parent / "evaluation"
+    writable_folder(out)
+    _say_matching(len(found.cases), len(set(found.subjects)), found)
+    scores, summary = classified.tidy(found), classified.summarise(found, LEVEL, RESAMPLES, SEED)
+    classified.write(out, found, scores, summary, {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED})
+    classified.say(found, summary, LEVEL, out)
+    return EvaluateResult(scores, summary, out)
 
 
 def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
@@ -181,7 +211,9 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]], lesi
             raise DataError(
                 f"case {case.case}, prediction {case.prediction}",
                 found=f"label value {name}, which no reference has",
-                expected=f"label values among {', '.join(sorted(known, key=int)) or 'none, as no reference has a labelled voxel'}",
+                expected=f"label values among {', '.join(sorted(known, key=int))}"
+                if known
+                else "the same in references",
                 remedy=f"If {name} is a class that happens to be absent, name all classes with --regions.",
             )
     names = sorted(found, key=int)
@@ -221,20 +253,15 @@ def _write(
         path.write_text(json.dumps(content, indent=1))
 
 
-def _say_matching(matching: Matching) -> None:
-    subjects = len({case.subject for case in matching.cases})
+def _say_matching(cases: int, subjects: int, matching: Matching | Classified) -> None:
     unknown = "" if matching.subjects_known else " (none are known: each case counts as its own)"
-    console.print(f"{len(matching.cases)} cases of {subjects} subjects{unknown}", markup=False)
+    console.print(f"{cases} cases of {subjects} subjects{unknown}", markup=False)
     if matching.not_predicted:
         missing = matching.not_predicted
         warn(f"not predicted: {len(missing)} ({_few(missing)}); they are in no mean")
     if matching.without_reference:
         unmatched = matching.without_reference
         warn(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}")
-    if matching.trained_on:
-        warn(
-            f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"
-        )
 
 
 def _say_summary(scores: "pd.DataFrame", summary: "pd.DataFrame", tolerance: float, out: Path) -> None:
