@@ -199,6 +199,8 @@ def _evaluation(path: Path) -> Path:
     for folder in (path, path / "evaluation"):
         if (folder / "scores.parquet").is_file():
             return folder
+        if (folder / "classification.parquet").is_file():
+            raise RunError(f"{folder}: holds scores of a classification; expected those of masks. Compare other runs.")
     raise RunError(f"{path}: holds no scores. Make them with: prevox evaluate --predictions {path} --references ...")
 
 
