@@ -76,8 +76,8 @@ def test_calibration_error_by_hand():
     expected = 0.5 * 0.03 + 0.5 * 0.475
     assert once(calibration_error, [0.01, 0.05, 0.95, 1.0], [0, 0, 1, 0]) == pytest.approx(expected)
     assert once(calibration_error, [0.5] * 4, [1, 0, 0, 1]) == 0.0
-    # 1/15 belongs to the second bin; with the first it would be |½ − (0 + 1/15) / 2|
-    assert once(calibration_error, [0.0, 1 / 15], [0, 1]) == pytest.approx((0 + 14 / 15) / 2)
+    # 1/15 belongs to the second bin; in the first the two would make up for each other: |0.99 − 1/15| / 2
+    assert once(calibration_error, [0.01, 1 / 15], [1, 0]) == pytest.approx((0.99 + 1 / 15) / 2)
 
 
 def test_brier_by_hand():

@@ -20,7 +20,7 @@ def tables(tmp_path):
     """Five pictures of three patients: `nodule` known in four, `mass` never there; one not predicted, one unknown."""
     (tmp_path / "labels.csv").write_text(
         "image,patient_id,nodule,mass,hernia\n"
-        "a.png,p1,1,0,0\nb.png,p1,0,0,0\nc.png,p2,1,0,1\nd.png,p3,0,0,0\ne.png,p3,,0,0\nf.png,p3,1,0,0\n"
+        "f.png,p3,1,0,0\na.png,p1,1,0,0\nb.png,p1,0,0,0\nc.png,p2,1,0,1\nd.png,p3,0,0,0\ne.png,p3,,0,0\n"
     )
     (tmp_path / "probs.csv").write_text(
         "case,mass,nodule,seconds\nd,0.0,0.6,9\na,0.1,0.9,9\nb,0.0,0.2,9\nc,0.3,0.6,9\ne,0.2,0.5,9\nz,0.2,0.5,9\n"
@@ -191,7 +191,7 @@ def text(folder, name, old, new):
             r"found columns Mass, Nodule, seconds beside the ids, none of them",
         ),
         ("probs.csv", "mass", "mean", None),
-        ("labels.csv", ".png", "_1.png", r"no case of .*labels\.csv \(d, a, b …\); expected ids such as a_1, b_1"),
+        ("labels.csv", ".png", "_1.png", r"no case of .*labels\.csv \(d, a, b …\); expected ids such as f_1, a_1"),
     ],
 )
 def test_faults_name_case_and_column(tables, name, old, new, message):
