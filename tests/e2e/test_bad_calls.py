@@ -210,6 +210,14 @@ CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("mae: the run has no predictions", "Make them with: prevox predict"),
     ),
     "no references": ([*EVALUATE, "--references", "{no.parquet}"], ("no.parquet: found no such", "expected", "Check")),
+    "lesions of no class": (
+        [*EVALUATE, "--lesions", "tumour"],
+        ("lesions: found no class 'tumour'", "expected some of", "Name classes with --regions"),
+    ),
+    "probabilities against masks": (
+        [*EVALUATE, "--predictions", "{misspelt.yaml}", "--references", "{scans}"],
+        ("misspelt.yaml: found columns", "expected a row for each case", "'image' or 'case'"),
+    ),
     "no run to compare": ([*COMPARE, "{nowhere}", "{seg}"], ("nowhere: no such folder", "Give fine-tuning runs")),
     "one run to compare": ([*COMPARE, "{seg}"], ("found one run (seg)", "expected at least two", "NAME=PATH")),
     "run without scores": (

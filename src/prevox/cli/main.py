@@ -52,7 +52,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "prevox.config.runs:EvaluateConfig",
         "prevox.evaluation.evaluate:evaluate",
-        "Dice, HD95 and NSD per case and class, with intervals",
+        "metrics per case and class, with intervals over subjects",
     ),
     "compare": Verb(
         "prevox.config.runs:CompareConfig",

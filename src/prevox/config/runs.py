@@ -195,18 +195,22 @@ class PredictConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """Score predictions against references: Dice, HD95 and NSD per case and class, with intervals over subjects."""
+    """Score predictions against references: overlap, distances, volumes and lesions, with intervals over subjects."""
 
     predictions: Path
-    """Folder of masks, or a fine-tuning run (its predictions are scored into RUN/evaluation)."""
+    """Folder of masks, or a fine-tuning run (its predictions are scored into RUN/evaluation); for classification a
+    table (CSV, TSV, Parquet) of probabilities with one row per case and one column per class."""
     references: Path
-    """Catalogue (parquet) with labels, or a folder of masks with the same names."""
+    """Catalogue (parquet) with labels, or a folder of masks with the same names; for classification a table of the true
+    classes, which a catalogue of pictures is too."""
     out: Path | None = None
     """Folder for scores and summary; none takes evaluation/ beside the predictions."""
     regions: Regions | None = None
     """Named sets of label values to score, NAME=1,2; none takes the run's classes, else every value found."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Tolerance of NSD in mm."""
+    lesions: tuple[str, ...] = ()
+    """Classes whose connected components are counted as lesions: how many are found, how many are false positives."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 takes the number of cores."""
 
@@ -219,7 +223,7 @@ class CompareConfig(Config):
     several datasets."""
     out: Path
     """Folder for the tables."""
-    metric: Literal["dice", "hd95", "nsd", "asd"] = "dice"
+    metric: Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "lesion_false_positives"] = "dice"
     """What is compared: a column of the scores."""
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""

@@ -101,8 +101,13 @@ def listed(images: Sequence[str], path: Path) -> set[str]:
 def subject_column(path: Path) -> str | None:
     """The only column of a table whose name says without doubt that it holds subjects: patient_id, Subject ..."""
     text, _ = _read(path)
-    found = [str(name) for name in text if re.sub(r"[\s_-]", "", str(name)).lower() in _SUBJECT_COLUMNS]
+    found = [str(name) for name in text if names_subjects(str(name))]
     return found[0] if len(found) == 1 else None
+
+
+def names_subjects(column: str) -> bool:
+    """Whether a column's name says without doubt that it holds subjects."""
+    return re.sub(r"[\s_-]", "", column).lower() in _SUBJECT_COLUMNS
 
 
 def describe_table(images: Sequence[str], path: Path) -> str | None:

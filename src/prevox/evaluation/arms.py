@@ -11,6 +11,7 @@ import pandas as pd
 
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.evaluation.cases import MEAN
+from prevox.evaluation.scoring import LESION_METRICS
 
 COLUMNS = ("case", "subject", "class", "reference_ml")
 UNNAMED = "unnamed"  # the dataset of cases whose evaluation does not say
@@ -198,6 +199,8 @@ def _evaluation(path: Path) -> Path:
     for folder in (path, path / "evaluation"):
         if (folder / "scores.parquet").is_file():
             return folder
+        if (folder / "classification.parquet").is_file():
+            raise RunError(f"{folder}: holds scores of a classification; expected those of masks. Compare other runs.")
     raise RunError(f"{path}: holds no scores. Make them with: prevox evaluate --predictions {path} --references ...")
 
 
@@ -210,12 +213,15 @@ def _scores(path: Path, metric: str) -> pd.DataFrame:
             path, found=f"a file that is no table ({reason})", expected="scores", remedy="Evaluate again."
         ) from None
     missing = [column for column in (*COLUMNS, metric) if column not in table]
+    again = "Evaluate again" + (" with --lesions CLASS." if metric in LESION_METRICS else ".")
+    if metric in LESION_METRICS and metric not in missing:
+        table = table[table["lesion_false_positives"].notna()]  # a number wherever lesions were counted
     if missing or table.empty:
         raise DataError(
             path,
             found=f"a table without {', '.join(missing) if missing else 'rows'}",
             expected="scores of `prevox evaluate`",
-            remedy="Evaluate again.",
+            remedy=again,
         )
     table = table.astype({"case": str, "subject": str, "class": str})
     table["dataset"] = table["dataset"].fillna("").astype(str) if "dataset" in table else ""

@@ -81,7 +81,8 @@ def match_cases(config: EvaluateConfig) -> Matching:
     Raises:
         DataError: If a folder or catalogue cannot be used, an id occurs twice, or nothing matches.
         RunError: If a run has no predictions.
-        ConfigError: If a region holds values that no class can have, or a class is called "mean".
+        ConfigError: If a region holds values that no class can have, a class is called "mean", or one whose lesions
+            are asked for does not exist.
     """
     folder = predictions_folder(config.predictions)
     predictions = masks_in(folder)
@@ -112,6 +113,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
         for reference in matched
     ]
     _refuse_mean(cases)
+    _refuse_unknown(config.lesions, cases)
     part = _parts(folder.parent)
     predicted = {part.get(case) for case in (*predictions, *failures)}
     known = {reference.case for reference in references}
@@ -263,6 +265,18 @@ def _refuse_mean(cases: Iterable[Case]) -> None:
             f"a class is called '{MEAN}', which is the row of the mean over classes in the summary. Name the "
             "classes with --regions, e.g. --regions organ=1."
         )
+
+
+def _refuse_unknown(lesions: Sequence[str], cases: Sequence[Case]) -> None:
+    """Classes whose lesions are asked for must exist; where classes have no names, they are called by their value."""
+    known = list(dict.fromkeys(name for case in cases for name in case.regions or {}))
+    unnamed = any(case.regions is None for case in cases)
+    for name in lesions:
+        if name not in known and not (unnamed and name.isdigit() and 1 <= int(name) <= LARGEST_LABEL):
+            raise ConfigError(
+                f"lesions: found no class '{name}'; expected some of "
+                f"{', '.join(known) or 'the label values, as 1'}. Name classes with --regions, e.g. --regions lesion=1."
+            )
 
 
 def _failures(folder: Path) -> set[str]:

@@ -19,7 +19,8 @@ from prevox.evaluation.statistics import bootstrap_mean, bootstrap_median, paire
 if TYPE_CHECKING:
     import pandas as pd
 
-HIGHER_IS_BETTER = {"dice": True, "hd95": False, "nsd": True, "asd": False}
+HIGHER_IS_BETTER = {"dice": True, "hd95": False, "nsd": True, "asd": False, "ravd": False}
+HIGHER_IS_BETTER |= {"lesion_sensitivity": True, "lesion_false_positives": False}
 TESTS = ("wilcoxon_p", "permutation_p")
 
 

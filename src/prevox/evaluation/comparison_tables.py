@@ -14,7 +14,8 @@ from prevox.evaluation.cases import MEAN
 if TYPE_CHECKING:
     from prevox.evaluation.comparison import Comparison
 
-LABELS = {"dice": ("Dice", 3), "hd95": ("mm HD95", 2), "nsd": ("NSD", 3), "asd": ("mm ASD", 2)}  # unit, decimals
+LABELS = {"dice": ("Dice", 3), "hd95": ("mm HD95", 2), "nsd": ("NSD", 3), "asd": ("mm ASD", 2), "ravd": ("RAVD", 3)}
+LABELS |= {"lesion_sensitivity": ("lesion sensitivity", 3), "lesion_false_positives": ("false-positive lesions", 2)}
 NAMED = 20  # cases on the console; the files name all
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 TEX |= {character: f"\\{character}" for character in "&%$#_{}"}

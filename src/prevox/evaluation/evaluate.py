@@ -14,9 +14,11 @@ from rich.table import Table
 from prevox.config.runs import EvaluateConfig
 from prevox.console import console, warn
 from prevox.data.runner import Failure, run_cases
-from prevox.errors import DataError, RunError
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.evaluation import classified
 from prevox.evaluation.cases import MEAN, Case, Matching, match_cases, predictions_folder
-from prevox.evaluation.scoring import METRICS, score_case
+from prevox.evaluation.probability_tables import Classified, read_classified
+from prevox.evaluation.scoring import LESION_METRICS, METRICS, score_case, score_of_nothing, score_row
 from prevox.evaluation.statistics import bootstrap_mean
 from prevox.output import replacing, writable_folder
 
@@ -31,11 +33,15 @@ NAMED = 5  # ids in a message; files hold all of them
 class EvaluateResult:
     """What `evaluate` found.
 
+    Of classification, `scores` has one row per case and class (case, subject, class, probability, reference), `summary`
+    one per class and metric (value, low, high, cases, subjects, positives), and the files are called classification.*.
+
     Attributes:
         scores: One row per case and class: case, subject, dataset ("" if unknown), class, dice, hd95, nsd, asd (mm),
-            reference_ml, prediction_ml, empty ("", "prediction", "reference", "both").
-        summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases, subjects,
-            one_empty (counted, as the worst value), both_empty (not counted).
+            rvd, ravd, reference_ml, prediction_ml, empty ("", "prediction", "reference", "both"); where lesions are
+            counted also lesions, lesions_found, lesion_sensitivity, lesion_false_positives.
+        summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases (counted ones),
+            subjects, and pairs of case and class that are empty: one_empty, both_empty.
         path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
         failed: Ids of cases that `predict` could not segment; no mean contains them.
     """
@@ -52,31 +58,60 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Score predictions against references: Dice, HD95, NSD and ASD per case and class.
+    """Score predictions against references: Dice, HD95, NSD, ASD and volumes per case and class; lesions if asked.
 
     Masks are compared voxel by voxel on the reference's own grid, distances are in mm. Where one of prediction and
     reference is empty, Dice and NSD are 0 and distances are the grid's diagonal; where both are, the class of that case
-    is not counted. One case that cannot be scored stops it all: a table without its worst cases would be too good.
+    is not counted. Volumes and sensitivity are relative to the reference and not counted where that is empty. One case
+    that cannot be scored stops it all: a table without its worst cases would be too good.
+
+    If `predictions` is a table of probabilities: AUC, average precision, calibration error and Brier score per class.
 
     Raises:
         DataError: If predictions and references do not fit each other; the case is named.
         RunError: If a run has no predictions, a case fails for another reason, or scores cannot be written.
+        ConfigError: If classes are asked for that do not exist, or settings of masks are given with tables.
     """
+    if config.predictions.is_file():
+        return _evaluate_table(config)
     matching = match_cases(config)
     folder = predictions_folder(config.predictions)
     out = config.out or folder.parent / "evaluation"
     writable_folder(out)
-    _say_matching(matching)
+    subjects = len({case.subject for case in matching.cases})
+    _say_matching(len(matching.cases), subjects, matching)
+    if matching.trained_on:
+        warn(
+            f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"
+        )
     scores = _score_all(matching.cases, config)
     summary = summarise(scores)
     _write(out, scores, summary, matching, config)
     _say_summary(scores, summary, config.tolerance, out)
+    nowhere = [name for name in config.lesions if name not in set(scores["class"])]
+    if nowhere:
+        warn(f"lesions: no mask holds the label value {', '.join(nowhere)}")
     if matching.failed:
         warn(
             f"{len(matching.failed)} cases could not be segmented and are in NO mean above: {_few(matching.failed)}; "
             f"reasons in {folder / 'failures.csv'}. Correct them and predict again."
         )
     return EvaluateResult(scores, summary, out, matching.failed)
+
+
+def _evaluate_table(config: EvaluateConfig) -> EvaluateResult:
+    """Probabilities of classes against true classes, both in tables."""
+    for name in ("regions", "lesions"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}: given with a table of probabilities; expected with masks only. Leave it out.")
+    found = read_classified(config.predictions, config.references)
+    out = config.out or config.predictions.parent / "evaluation"
+    writable_folder(out)
+    _say_matching(len(found.cases), len(set(found.subjects)), found)
+    scores, summary = classified.tidy(found), classified.summarise(found, LEVEL, RESAMPLES, SEED)
+    classified.write(out, found, scores, summary, {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED})
+    classified.say(found, summary, LEVEL, out)
+    return EvaluateResult(scores, summary, out)
 
 
 def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
@@ -95,14 +130,22 @@ def summarise(scores: "pd.DataFrame") -> "pd.DataFrame":
     flagged = scores.assign(
         one_empty=scores["empty"].isin(["prediction", "reference"]), both_empty=scores["empty"] == "both"
     )
+    metrics = [metric for metric in (*METRICS, *LESION_METRICS) if metric in scores]
     per_case = flagged.groupby("case", sort=False).agg(
         subject=("subject", "first"),
         one_empty=("one_empty", "any"),
         both_empty=("both_empty", "all"),
-        **{metric: (metric, "mean") for metric in METRICS},  # pandas leaves NaN (both empty) out
+        **{metric: (metric, "mean") for metric in metrics},  # pandas leaves NaN (not counted) out
     )
     parts = [*flagged.groupby("class", sort=False), (MEAN, per_case)]
-    return pd.DataFrame([_summary_row(str(name), part, metric) for name, part in parts for metric in METRICS])
+    return pd.DataFrame(
+        [_summary_row(str(name), part, metric) for name, part in parts for metric in metrics if _measured(part, metric)]
+    )
+
+
+def _measured(part: "pd.DataFrame", metric: str) -> bool:
+    """False for lesions of classes whose lesions are not counted; false positives are a number wherever they are."""
+    return metric not in LESION_METRICS or bool(part["lesion_false_positives"].notna().any())
 
 
 def _summary_row(name: str, part: "pd.DataFrame", metric: str) -> dict[str, Any]:
@@ -128,7 +171,7 @@ def _score_all(cases: Sequence[Case], config: EvaluateConfig) -> "pd.DataFrame":
 
     rows: dict[str, list[dict[str, Any]]] = {}
     faults: dict[str, DataError | RunError] = {}
-    function = partial(score_case, tolerance=config.tolerance)
+    function = partial(score_case, tolerance=config.tolerance, lesions=config.lesions)
     for case, result in run_cases(function, cases, config.workers, lambda case: case.case, "evaluated"):
         if isinstance(result, DataError):
             faults[case.case] = result
@@ -138,7 +181,7 @@ def _score_all(cases: Sequence[Case], config: EvaluateConfig) -> "pd.DataFrame":
             rows[case.case] = result
     if faults:
         _stop([case.case for case in cases if case.case in faults], faults)
-    _complete(cases, rows)
+    _complete(cases, rows, config.lesions)
     if not any(rows.values()):
         raise DataError(config.references, found="no labelled voxel in any case", expected="masks with labels above 0")
     return pd.DataFrame([row for case in cases for row in rows[case.case]])
@@ -154,7 +197,7 @@ def _stop(failed: list[str], faults: dict[str, DataError | RunError]) -> None:
     raise first
 
 
-def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> None:
+def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]], lesions: Sequence[str]) -> None:
     """Give cases without named classes a row for every label value that occurs in any of them.
 
     Raises:
@@ -162,21 +205,24 @@ def _complete(cases: Sequence[Case], rows: dict[str, list[dict[str, Any]]]) -> N
     """
     unnamed = [case for case in cases if case.regions is None]
     found = {row["class"]: (case, row) for case in reversed(unnamed) for row in rows[case.case]}
+    known = {row["class"] for case in unnamed for row in rows[case.case] if row["reference_ml"] > 0}
     for name, (case, _) in sorted(found.items(), key=lambda item: int(item[0])):
-        if not any(row["class"] == name and row["reference_ml"] > 0 for other in unnamed for row in rows[other.case]):
-            known = sorted((int(value) for value in found), key=int)
+        if name not in known:
             raise DataError(
                 f"case {case.case}, prediction {case.prediction}",
                 found=f"label value {name}, which no reference has",
-                expected=f"label values among {known}",
+                expected=f"label values among {', '.join(sorted(known, key=int))}"
+                if known
+                else "the same in references",
                 remedy=f"If {name} is a class that happens to be absent, name all classes with --regions.",
             )
     names = sorted(found, key=int)
     for case in unnamed:
         own = {row["class"]: row for row in rows[case.case]}
-        absent = dict.fromkeys(METRICS, float("nan")) | {"reference_ml": 0.0, "prediction_ml": 0.0, "empty": "both"}
-        identity = {"case": case.case, "subject": case.subject, "dataset": case.dataset}
-        rows[case.case] = [own.get(name) or {**identity, "class": name, **absent} for name in names]
+        rows[case.case] = [
+            own.get(name) or score_row(case, name, score_of_nothing(name in lesions), 0.0, bool(lesions))
+            for name in names
+        ]
 
 
 def _write(
@@ -207,28 +253,27 @@ def _write(
         path.write_text(json.dumps(content, indent=1))
 
 
-def _say_matching(matching: Matching) -> None:
-    subjects = len({case.subject for case in matching.cases})
+def _say_matching(cases: int, subjects: int, matching: Matching | Classified) -> None:
     unknown = "" if matching.subjects_known else " (none are known: each case counts as its own)"
-    console.print(f"{len(matching.cases)} cases of {subjects} subjects{unknown}", markup=False)
+    console.print(f"{cases} cases of {subjects} subjects{unknown}", markup=False)
     if matching.not_predicted:
-        console.print(f"not predicted: {len(matching.not_predicted)} ({_few(matching.not_predicted)})", markup=False)
+        missing = matching.not_predicted
+        warn(f"not predicted: {len(missing)} ({_few(missing)}); they are in no mean")
     if matching.without_reference:
         unmatched = matching.without_reference
         warn(f"{len(unmatched)} predictions have no reference: {_few(unmatched)}")
-    if matching.trained_on:
-        warn(
-            f"the run was trained on {len(matching.trained_on)} of these cases; their scores say nothing about new ones"
-        )
 
 
 def _say_summary(scores: "pd.DataFrame", summary: "pd.DataFrame", tolerance: float, out: Path) -> None:
     table = Table(caption=escape(f"mean over cases [{LEVEL:.0%} interval over subjects]"))
-    for title in ("class", "Dice", "HD95 mm", f"NSD@{tolerance:g} mm", "cases"):
+    columns = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 2), "nsd": (f"NSD@{tolerance:g} mm", 3)}
+    if "lesions" in scores:
+        columns |= {"lesion_sensitivity": ("lesions found", 3), "lesion_false_positives": ("false lesions", 2)}
+    for title in ("class", *(title for title, _ in columns.values()), "cases"):
         table.add_column(title, justify="left" if title == "class" else "right")
     for name, group in summary.groupby("class", sort=False):
         found = group.set_index("metric")
-        cells = [_cell(found.loc[[metric]], digits) for metric, digits in (("dice", 3), ("hd95", 2), ("nsd", 3))]
+        cells = [_cell(found.reindex([metric]), digits) for metric, (_, digits) in columns.items()]
         table.add_row(escape(str(name)), *cells, str(found.loc["dice", "cases"]))
     console.print(table)
     one, both = scores["empty"].isin(["prediction", "reference"]).sum(), (scores["empty"] == "both").sum()

@@ -3,7 +3,7 @@
 Shape suffixes: I J K the file's own axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from scipy import ndimage
 from prevox.data.readers import read_image
 from prevox.errors import DataError
 from prevox.evaluation.cases import LARGEST_LABEL, Case, Regions
-from prevox.evaluation.overlap import VOXELS_AT_ONCE, overlap
+from prevox.evaluation.lesions import Lesions, match_lesions
+from prevox.evaluation.overlap import overlap
 from prevox.evaluation.surface import asd, grid_diagonal, hd95, nsd, surface_distances
 
-METRICS = ("dice", "hd95", "nsd", "asd")
+METRICS = ("dice", "hd95", "nsd", "asd", "rvd", "ravd")
+LESION_METRICS = ("lesion_sensitivity", "lesion_false_positives")
 GRID_TOLERANCE = 0.05  # voxels by which a corner of the grid may be off: headers round, other tools convert them
+NAN = float("nan")
 SPACING_DIGITS = 6  # headers are float32: a voxel of 1.0000001 mm must not lie beyond a tolerance of 1 mm
 
 
@@ -34,6 +37,7 @@ class Score:
         reference_voxels: Size of the class in the reference.
         prediction_voxels: Size of the class in the prediction.
         empty: "both", "prediction", "reference", or "" for neither.
+        lesions: Connected components, for classes whose lesions are counted.
     """
 
     dice: float
@@ -43,6 +47,22 @@ class Score:
     reference_voxels: int
     prediction_voxels: int
     empty: str
+    lesions: Lesions | None = None
+
+    @property
+    def rvd(self) -> float:
+        """Relative volume difference (P − R) / R, negative where too little is predicted; NaN if R is empty."""
+        return self.prediction_voxels / self.reference_voxels - 1 if self.reference_voxels else NAN
+
+    @property
+    def ravd(self) -> float:
+        """Relative absolute volume difference |P − R| / R; NaN if R is empty."""
+        return abs(self.rvd)
+
+
+def score_of_nothing(lesions: bool) -> Score:
+    """Of a class that is empty in both maps; `lesions` says whether its lesions are counted: there are none."""
+    return Score(NAN, NAN, NAN, NAN, 0, 0, "both", Lesions(0, 0, 0) if lesions else None)
 
 
 def score_labels(
@@ -51,6 +71,7 @@ def score_labels(
     regions: Regions,
     spacing: Sequence[float] | np.ndarray,
     tolerance: float = 1.0,
+    lesions: Collection[str] = (),
 ) -> dict[str, Score]:
     """Score every class of a label map.
 
@@ -60,6 +81,7 @@ def score_labels(
         regions: Label values of each class, from 1 upwards.
         spacing: Voxel size in mm, in the order of the maps' axes.
         tolerance: Of NSD, in mm.
+        lesions: Regions whose connected components are counted, see `prevox.evaluation.lesions`.
 
     Returns:
         One `Score` for each region, in the given order.
@@ -67,17 +89,17 @@ def score_labels(
     Raises:
         ValueError: If shapes or numbers of axes do not fit.
     """
-    overlaps = overlap(prediction, reference, regions)
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must be equal")
     highest = max((value for members in regions.values() for value in members), default=1)
     boxes = [ndimage.find_objects(labels, max_label=highest) for labels in (prediction, reference)]
     diagonal = grid_diagonal(prediction.shape, spacing)
     scores = {}
     for name, members in regions.items():
-        found = overlaps[name]
         box = _union([part[value - 1] for part in boxes for value in members])
-        distances = surface_distances(
-            _mask(prediction[box], members), _mask(reference[box], members), spacing, diagonal=diagonal
-        )
+        mask_p, mask_r = _mask(prediction[box], members), _mask(reference[box], members)
+        found = overlap(mask_p, mask_r)
+        distances = surface_distances(mask_p, mask_r, spacing, diagonal=diagonal)
         scores[name] = Score(
             dice=found.dice,
             hd95=hd95(distances),
@@ -86,11 +108,12 @@ def score_labels(
             reference_voxels=found.reference,
             prediction_voxels=found.prediction,
             empty=found.empty,
+            lesions=match_lesions(mask_p, mask_r) if name in lesions else None,
         )
     return scores
 
 
-def score_case(case: Case, tolerance: float) -> list[dict[str, Any]] | DataError:
+def score_case(case: Case, tolerance: float, lesions: Collection[str] = ()) -> list[dict[str, Any]] | DataError:
     """Score one case: one row per class. A `DataError` is returned, so that the caller can tell all faults at once."""
     try:
         prediction, affine_p = read_labels(case.prediction, case.case, "prediction")
@@ -109,20 +132,35 @@ def score_case(case: Case, tolerance: float) -> list[dict[str, Any]] | DataError
     if len(flat) == 1:  # one slice: contours, not the two faces of a slab
         prediction, reference, spacing = prediction.squeeze(flat), reference.squeeze(flat), np.delete(spacing, flat)
     # files are first-axis-fastest; no score depends on the axis order, and C order is what numpy walks best
-    scores = score_labels(prediction.T, reference.T, regions, spacing[::-1], tolerance)
-    return [
-        {
-            "case": case.case,
-            "subject": case.subject,
-            "dataset": case.dataset,
-            "class": name,
-            **{metric: getattr(score, metric) for metric in METRICS},
-            "reference_ml": score.reference_voxels * millilitres,
-            "prediction_ml": score.prediction_voxels * millilitres,
-            "empty": score.empty,
-        }
-        for name, score in scores.items()
-    ]
+    scores = score_labels(prediction.T, reference.T, regions, spacing[::-1], tolerance, lesions)
+    return [score_row(case, name, score, millilitres, bool(lesions)) for name, score in scores.items()]
+
+
+def score_row(case: Case, name: str, score: Score, millilitres: float, lesions: bool) -> dict[str, Any]:
+    """One row of the table of scores.
+
+    Args:
+        case: The case.
+        name: The class.
+        score: What was measured.
+        millilitres: Volume of a voxel.
+        lesions: Whether the table has columns for lesions; they are NaN for classes whose lesions are not counted.
+    """
+    row = {
+        "case": case.case,
+        "subject": case.subject,
+        "dataset": case.dataset,
+        "class": name,
+        **{metric: getattr(score, metric) for metric in METRICS},
+        "reference_ml": score.reference_voxels * millilitres,
+        "prediction_ml": score.prediction_voxels * millilitres,
+        "empty": score.empty,
+    }
+    if lesions:
+        found = score.lesions
+        counts = [found.reference, found.found, found.sensitivity, found.false_positives] if found else [NAN] * 4
+        row |= zip(("lesions", "lesions_found", *LESION_METRICS), map(float, counts), strict=True)
+    return row
 
 
 def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarray]:
@@ -164,11 +202,8 @@ def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarra
 
 def present_values(labels: np.ndarray) -> set[int]:
     """Label values other than 0 that occur."""
-    flat = labels.ravel("K")
-    counts = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int64)
-    for start in range(0, flat.size, VOXELS_AT_ONCE):
-        counts += np.bincount(flat[start : start + VOXELS_AT_ONCE], minlength=len(counts))
-    return {int(value) for value in np.flatnonzero(counts)} - {0}
+    boxes = ndimage.find_objects(labels.T)  # first axis fastest, as files are
+    return {value for value, box in enumerate(boxes, start=1) if box is not None}
 
 
 def _check_grids(

@@ -12,7 +12,7 @@ t interval it follows the skew of the scores and never leaves their range. In si
 cases its coverage was 0.94 for normal scores and 0.92 for skewed ones (plain percentile: 0.92 and 0.905).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ def bootstrap_mean(
         return Interval(float(scores.mean()), float("nan"), float("nan"), 1, len(scores))
     sums, counts = np.bincount(members, weights=scores, minlength=n), np.bincount(members, minlength=n)
     means = _resampled_means(sums, counts, resamples, np.random.default_rng(seed))
-    tail = _tail(n, level)
+    tail = tail_share(n, level)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(scores.mean()), float(low), float(high), n, len(scores))
 
@@ -99,16 +99,13 @@ def bootstrap_median(
         return (float(np.median(scores)) if n else nan), nan, nan
     order = np.argsort(scores, kind="stable")
     ordered, members = scores[order], members[order]
-    rng = np.random.default_rng(seed)
-    rows = max(1, DRAWS_AT_ONCE // len(scores))
     medians = []
-    for start in range(0, resamples, rows):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start))  # how often each subject is in
-        upto = np.cumsum(drawn[:, members], axis=1)  # a case counts as often as its subject was drawn
+    for counts in drawn_counts(members, resamples, seed):
+        upto = np.cumsum(counts, axis=1)
         total = upto[:, -1:]
         middle = [ordered[(upto <= place).sum(axis=1)] for place in ((total - 1) // 2, total // 2)]
         medians.append((middle[0] + middle[1]) / 2)
-    tail = _tail(n, level)
+    tail = tail_share(n, level)
     low, high = np.quantile(np.concatenate(medians), [tail, 1 - tail])
     return float(np.median(scores)), float(low), float(high)
 
@@ -142,6 +139,23 @@ def paired_difference(
     return bootstrap_mean(a - b, subjects, resamples, seed, level)
 
 
+def drawn_counts(members: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each case is in a bootstrap resample of subjects: as often as its subject was drawn.
+
+    Args:
+        members: (cases,) number of each case's subject, from 0 without gaps.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Yields:
+        (r, cases) counts of some resamples at a time, so that memory does not grow with their number.
+    """
+    rng, n = np.random.default_rng(seed), int(members.max()) + 1
+    rows = max(1, DRAWS_AT_ONCE // len(members))
+    for start in range(0, resamples, rows):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start))[:, members]
+
+
 def _counted(
     values: Sequence[float] | np.ndarray, subjects: Sequence[Hashable] | np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
@@ -169,7 +183,7 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: 
     return np.concatenate(means)
 
 
-def _tail(subjects: int, level: float) -> float:
-    """Share of the resamples to leave out on each side (see the module's docstring)."""
+def tail_share(subjects: int, level: float) -> float:
+    """Share of the resamples to leave out on each side, for two subjects or more (see the module's docstring)."""
     quantile = special.stdtrit(subjects - 1, (1 + level) / 2)  # Student's t; scipy.stats would be slow to import
     return float(special.ndtr(-np.sqrt(subjects / (subjects - 1)) * quantile))

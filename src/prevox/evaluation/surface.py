@@ -251,11 +251,24 @@ def _nearest(cells: np.ndarray, others: np.ndarray, step: np.ndarray, diagonal: 
     """Distance in mm of every cell to the nearest of the others; the diagonal if there are none."""
     if len(cells) == 0 or len(others) == 0:
         return np.full(len(cells), diagonal)
+    distances = np.zeros(len(cells))
+    apart = ~_shared(cells, others)  # where both surfaces cut a cell, as good predictions often do, nothing is sought
     # measured: a quick build with large leaves is as good as a balanced tree on near surfaces, and better on far ones
     tree = cKDTree(others * step, leafsize=32, balanced_tree=False, compact_nodes=False)
-    _, index = tree.query(cells * step)
+    _, index = tree.query(cells[apart] * step)
     # from whole numbers of voxels, so that the place of the structure in the volume leaves no rounding behind
-    return np.sqrt((((others[index] - cells) * step) ** 2).sum(axis=1))
+    distances[apart] = np.sqrt((((others[index] - cells[apart]) * step) ** 2).sum(axis=1))
+    return distances
+
+
+def _shared(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the cells are among the others."""
+    low, high = others.min(axis=0), others.max(axis=0)
+    taken = np.zeros(high - low + 1, dtype=bool)
+    taken[tuple((others - low).T)] = True
+    inside = ((cells >= low) & (cells <= high)).all(axis=1)
+    inside[inside] = taken[tuple((cells[inside] - low).T)]
+    return inside
 
 
 def _percentile(distances: np.ndarray, areas: np.ndarray, share: float) -> float:

@@ -143,12 +143,36 @@ def test_what_is_no_evaluation_is_refused(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(RunError, match=r"bare: holds no scores\. Make them with: prevox evaluate"):
         aligned(a, tmp_path / "bare")
+    (tmp_path / "bare" / "classification.parquet").write_text("")
+    with pytest.raises(RunError, match="bare: holds scores of a classification"):
+        aligned(a, tmp_path / "bare")
     pd.read_parquet(b / "scores.parquet").drop(columns=["subject", "dice"]).to_parquet(b / "scores.parquet")
     with pytest.raises(DataError, match="without subject, dice"):
         aligned(a, b)
     (b / "scores.parquet").write_text("case,dice")
     with pytest.raises(DataError, match="no table"):
         aligned(a, b)
+
+
+def test_lesions_of_the_classes_that_have_them(tmp_path):
+    """`front` is asked for; in b_1 it has no lesion in the reference. `back` is not asked for."""
+    nan = float("nan")
+    folders = pair(tmp_path)
+    for folder in folders:
+        with pytest.raises(DataError, match=r"without lesion_sensitivity.*with --lesions CLASS"):
+            aligned(*folders, metric="lesion_sensitivity")
+        table = pd.read_parquet(folder / "scores.parquet")
+        table["lesion_sensitivity"] = [1.0, nan, 0.5, nan, nan, nan]
+        table["lesion_false_positives"] = [0.0, nan, 2.0, nan, 3.0, nan]
+        table.to_parquet(folder / "scores.parquet")
+    found = aligned(*folders, metric="lesion_sensitivity").datasets[0]
+    assert found.classes == ["front", "mean"]
+    np.testing.assert_array_equal(found.values[0], [[1.0, 1.0], [0.5, 0.5], [nan, nan]])
+    np.testing.assert_array_equal(aligned(*folders, metric="lesion_false_positives").datasets[0].values[1, 2], [3, 3])
+    table["lesion_false_positives"] = nan
+    table.to_parquet(folders[1] / "scores.parquet")
+    with pytest.raises(DataError, match=r"without rows.*with --lesions CLASS"):
+        aligned(*folders, metric="lesion_false_positives")
 
 
 def test_torn_summary_and_class_called_mean(tmp_path):

@@ -75,6 +75,21 @@ def test_distances_are_better_when_small(tmp_path):
     assert next(e["rank"] for e in comparison.ranks if e["run"] == "better") == 1
 
 
+def test_fewer_false_positives_and_smaller_volume_errors_are_better(tmp_path):
+    runs = two(tmp_path, many(0), many(1, shift=0.1), classes=("x", "y"))
+    for folder in runs:
+        table = pd.read_parquet(folder / "scores.parquet")
+        values = {"lesion_false_positives": 10 * (1 - table["dice"]), "lesion_sensitivity": table["dice"]}
+        table.assign(**values, ravd=1 - table["dice"]).to_parquet(folder / "scores.parquet")
+    for metric, said in (
+        ("lesion_false_positives", "false-positive lesions"), ("lesion_sensitivity", "lesion sensitivity"),
+        ("ravd", "RAVD"),
+    ):  # fmt: skip
+        (verdict_,) = run(tmp_path, runs, metric=metric).comparison.verdicts
+        assert verdict_.startswith("better is better than worse")
+        assert f"{said}, p < 0.001" in verdict_
+
+
 def test_nsd_is_named_with_its_tolerance(tmp_path):
     result = run(tmp_path, two(tmp_path, **ONE, tolerance=2.5), metric="nsd")
     assert "## NSD at 2.5 mm by run" in (result.path / "tables.md").read_text()

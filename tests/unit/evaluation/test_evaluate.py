@@ -99,6 +99,45 @@ def test_processes_give_the_same_scores(scans):
     pd.testing.assert_frame_equal(run_on(scans, workers=2).scores, run_on(scans).scores)
 
 
+def test_lesions_of_named_classes(scans, capsys):
+    """`back` of b is missed; c's `back` is found, but two voxels elsewhere are not there; `front` is not asked for."""
+    save(scans / "run" / "predictions" / "c.nii.gz", (1, 1, 3), (2, 7, 9), (2, 0, 1), (2, 11, 12))
+    result = run_on(scans, lesions=("back",))
+    rows = result.scores.set_index(["case", "class"])
+    columns = ["lesions", "lesions_found", "lesion_sensitivity", "lesion_false_positives"]
+    assert rows.loc[("b", "back"), columns].tolist() == [1, 0, 0, 0]
+    assert rows.loc[("c", "back"), columns].tolist() == [1, 1, 1, 2]
+    assert rows.loc[("a", "front"), columns].isna().all()
+    for name in ("back", "mean"):  # the only class that has lesions
+        assert value(result.summary, name, "lesion_sensitivity") == pytest.approx(2 / 3)
+        assert value(result.summary, name, "lesion_false_positives") == pytest.approx(2 / 3)
+    assert ("front", "lesion_sensitivity") not in result.summary.set_index(["class", "metric"]).index
+    said = capsys.readouterr().out
+    assert "lesions found" in said
+    assert "lesions" not in run_on(scans).scores
+
+
+def test_lesions_where_there_are_none(scans, capsys):
+    """Healthy cases count for false positives, not for sensitivity; classes without names are called by their value."""
+    save(scans / "labels" / "c.nii.gz", (1, 1, 5))
+    for predicted, false_positives in (((2, 7, 9),), 1 / 3), ((), 0.0):
+        save(scans / "run" / "predictions" / "c.nii.gz", (1, 1, 5), *predicted)
+        result = run_on(scans, references=scans / "labels", lesions=("2", "9"))
+        assert value(result.summary, "2", "lesion_sensitivity", "cases") == 2
+        assert value(result.summary, "2", "lesion_false_positives", "cases") == 3
+        assert value(result.summary, "2", "lesion_false_positives") == pytest.approx(false_positives)
+        assert value(result.summary, "2", "ravd", "cases") == 2  # relative to nothing
+        assert value(result.summary, "2", "rvd") == pytest.approx(-0.5)  # b: nothing predicted, −1
+    assert "no mask holds the label value 9" in capsys.readouterr().out
+
+
+def test_lesions_of_a_class_that_does_not_exist(scans):
+    with pytest.raises(ConfigError, match=r"lesions: found no class 'bakc'; expected some of front, back\..*--regions"):
+        run_on(scans, lesions=("bakc",))
+    with pytest.raises(ConfigError, match=r"no class 'tumour'; expected some of the label values, as 1"):
+        run_on(scans, references=scans / "labels", lesions=("tumour",))
+
+
 def test_run_folder_brings_its_regions_and_training_cases(scans, capsys):
     run = scans / "run"
     (run / "config.yaml").write_text("regions: {all: [1, 2], back: [2]}\n")
@@ -143,7 +182,7 @@ def test_without_names_absent_classes_are_rows_too(scans):
 
 def test_value_that_only_predictions_have_is_refused(scans):
     save(scans / "run" / "predictions" / "b.nii.gz", (1, 1, 5), (5, 7, 9))
-    with pytest.raises(DataError, match=r"case b, .*label value 5"):
+    with pytest.raises(DataError, match=r"case b, .*label value 5, .*expected label values among 1, 2\."):
         run_on(scans, references=scans / "labels")
     with pytest.raises(DataError, match=r"case b, prediction.*\[5\]"):
         run_on(scans)
@@ -263,6 +302,8 @@ def test_summary_of_a_hand_made_table():
             "hd95": [1.0, 2.0, 3.0, np.nan, 5.0, 90.0],
             "nsd": [1.0, 1.0, 1.0, np.nan, 1.0, 0.0],
             "asd": [1.0, 1.0, 1.0, np.nan, 1.0, 90.0],
+            "rvd": [0.5, -0.5, 0.1, np.nan, -0.3, np.nan],
+            "ravd": [0.5, 0.5, 0.1, np.nan, 0.3, np.nan],
             "empty": ["", "", "", "both", "", "prediction"],
         }
     )
@@ -273,6 +314,8 @@ def test_summary_of_a_hand_made_table():
     assert [value(summary, "y", "dice", c) for c in ("cases", "subjects", "one_empty", "both_empty")] == [2, 2, 1, 1]
     assert value(summary, "mean", "dice") == pytest.approx((0.6 + 0.6 + 0.05) / 3)
     assert value(summary, "mean", "hd95") == pytest.approx((1.5 + 3.0 + 47.5) / 3)
+    assert value(summary, "mean", "rvd") == pytest.approx((0 + 0.1 - 0.3) / 3)
+    assert value(summary, "y", "ravd", "cases") == 1
     assert value(summary, "x", "dice", "low") >= 0.1
     pd.testing.assert_frame_equal(summary, summarise(scores))
 

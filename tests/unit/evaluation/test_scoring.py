@@ -3,10 +3,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from prevox.errors import DataError
 from prevox.evaluation.cases import Case
+from prevox.evaluation.lesions import Lesions
 from prevox.evaluation.scoring import present_values, read_labels, score_case, score_labels
 from prevox.evaluation.surface import asd, hd95, nsd, surface_distances
 
@@ -50,6 +53,20 @@ def test_every_region_equals_whole_volume_masks(order):
     assert scores["absent"].empty == "both"
 
 
+def test_regions_may_overlap_and_mix_memory_orders():
+    p, r = random_labels(2), random_labels(3)
+    regions = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,), "absent": (9,)}
+    for prediction in (p, np.asfortranarray(p), p.astype(np.int64)):
+        scores = score_labels(prediction, r, regions, (1, 1, 1))
+        assert list(scores) == list(regions)
+        for name, values in regions.items():
+            a, b = np.isin(p, values), np.isin(r, values)
+            assert (scores[name].prediction_voxels, scores[name].reference_voxels) == (a.sum(), b.sum())
+            np.testing.assert_equal(scores[name].dice, 2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else np.nan)
+    with pytest.raises(ValueError, match=r"\(15, 18, 21\).*\(15, 18, 20\)"):
+        score_labels(p, r[..., 1:], regions, (1, 1, 1))
+
+
 def test_class_order_does_not_matter():
     p, r = random_labels(2), random_labels(3)
     forward = score_labels(p, r, {"one": (1,), "two": (2,)}, (1, 1, 1))
@@ -68,6 +85,57 @@ def test_missed_class_gets_the_whole_grids_diagonal():
         assert (found.dice, found.nsd, found.empty) == (0.0, 0.0, empty)
         assert found.hd95 == pytest.approx(diagonal)
         assert found.asd == pytest.approx(diagonal)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "there", "rvd"),
+    [(8, 8, 0.0), (4, 8, -0.5), (16, 8, 1.0), (0, 8, -1.0), (8, 0, np.nan), (0, 0, np.nan)],
+)
+def test_volume_difference_by_hand(predicted, there, rvd):
+    """Relative to the reference, so it is not counted where that is empty; nothing predicted is −1."""
+    p, r = np.zeros((2, 4, 4, 4), np.uint8)
+    p.flat[:predicted], r.flat[:there] = 1, 1
+    found = score_labels(p, r, {"it": (1,)}, (1, 2, 3))["it"]
+    np.testing.assert_array_equal([found.rvd, found.ravd], [rvd, abs(rvd)])
+
+
+def test_lesions_of_the_asked_classes_only():
+    p, r = np.zeros((2, 10, 12, 20), np.uint8)
+    r[1, 1, 1], r[1, 5, 5], r[8, 8, 8] = 1, 1, 2
+    p[1, 1, 1:4], p[5, 5, 15] = 1, 1
+    regions = {"one": (1,), "two": (2,), "any": (1, 2), "absent": (7,)}
+    scores = score_labels(p, r, regions, (1, 1, 1), lesions=("one", "any", "absent"))
+    assert scores["one"].lesions == Lesions(2, 1, 1)
+    assert scores["two"].lesions is None
+    assert scores["any"].lesions == Lesions(3, 1, 1)
+    assert scores["absent"].lesions == Lesions(0, 0, 0)
+
+
+@given(st.permutations(range(3)), st.integers(0, 7), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=40)
+def test_scores_know_no_class_order_axis_order_direction_or_empty_margin(order, flips, seed):
+    """Not the diagonal that stands in for distances to nothing: it is the grid's, which a margin makes longer."""
+    rng = np.random.default_rng(seed)
+    p, r = (random_labels(int(rng.integers(2**32)), (7, 9, 8)) for _ in range(2))
+    renamed = rng.permutation([1, 2, 3])
+    spacing = rng.uniform(0.4, 4, 3)
+    names = {"one": (1,), "two": (2,), "three": (3,), "outer": (1, 3)}
+    other = {name: tuple(int(renamed[value - 1]) for value in names[name]) for name in reversed(names)}
+    expected = score_labels(p, r, names, spacing, 1.2, lesions=names)
+    axes = tuple(axis for axis in range(3) if flips >> axis & 1)
+    value = np.array([0, *renamed], np.uint8)
+    moved = [np.pad(np.flip(value[m].transpose(order), axes), ((0, 5), (3, 1), (2, 0))) for m in (p, r)]
+    found = score_labels(*moved, other, spacing[list(order)], 1.2, lesions=names)
+    for name, score in expected.items():
+        same = found[name]
+        assert (same.lesions, same.empty, same.rvd) == (
+            score.lesions,
+            score.empty,
+            pytest.approx(score.rvd, nan_ok=True),
+        )
+        near = {} if score.empty else {"hd95": score.hd95, "asd": score.asd}
+        for metric, expected_value in (near | {"dice": score.dice, "nsd": score.nsd}).items():
+            assert getattr(same, metric) == pytest.approx(expected_value, abs=1e-9, nan_ok=True)
 
 
 def test_rows_of_a_case_with_volumes_in_ml(tmp_path):
