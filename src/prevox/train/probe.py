@@ -148,8 +148,7 @@ class Probe:
     def _overlap(self, found_DHW: Tensor, crop: Crop) -> dict[int, float]:
         """Dice of each label value within the image; NaN where both are empty."""
         found, reference = (t.masked_fill(~crop.valid_DHW, 0).cpu().numpy() for t in (found_DHW, crop.class_DHW))
-        counts = overlap(found, reference, {str(v): (number,) for number, v in enumerate(self.values, start=1)})
-        return {int(value): count.dice for value, count in counts.items()}
+        return {v: overlap(found == k, reference == k).dice for k, v in enumerate(self.values, start=1)}
 
     @cached_property
     def _raw(self) -> dict[str, tuple[RawBatch, int]]:
