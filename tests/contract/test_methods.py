@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from tests.saved import count_saved
 from torch import Tensor
 
 from prevox.config.data import NormaliseConfig, ViewsConfig
@@ -15,6 +16,7 @@ from prevox.config.train import ProbeConfig
 from prevox.data.store import Store
 from prevox.methods.registry import METHODS, method_entry, resolve
 from prevox.models.registry import build_model
+from prevox.models.vit import checkpoint_activations
 from prevox.task import Batch, PretrainMethod, StepContext, ViewGroup, Views
 from prevox.train.probe import Probe
 
@@ -53,8 +55,9 @@ TINY: dict[str, tuple[dict[str, Any], Any, tuple[int, ...], tuple[int, ...]]] = 
 COUNT = 2  # views of an image
 
 
-def make_method(name: str, channels: int = 1) -> PretrainMethod:
+def make_method(name: str, channels: int = 1, **changes: Any) -> PretrainMethod:
     settings, model, size, _ = TINY[name]
+    model = model.model_copy(update=changes)
     entry = method_entry(name)
     torch.manual_seed(0)
     config = resolve(entry.config).parse(settings)
@@ -183,6 +186,28 @@ def test_padding_changes_nothing(name: str) -> None:
     assert torch.equal(gradients[0], gradients[2])
     assert losses[0].isfinite()
     assert not torch.equal(losses[0], loss_of(method, make_batch(method)))
+
+
+TRANSFORMERS = [name for name, (_, model, _, _) in TINY.items() if isinstance(model, ViTConfig)]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_activation_checkpointing_keeps_less_and_changes_no_bit(name: str) -> None:
+    def step(recompute: bool) -> tuple[Tensor, Tensor, int]:
+        method = make_method(name, drop_path=0.5).train()
+        if recompute:
+            assert checkpoint_activations(method)
+        with count_saved() as saved:
+            loss = loss_of(method, make_batch(method))
+        loss.backward()
+        return loss.detach(), torch.cat([p.grad.flatten() for p in method.parameters() if p.requires_grad]), saved.bytes
+
+    loss, gradients, much = step(recompute=False)
+    again, same_gradients, less = step(recompute=True)
+    assert torch.equal(loss, again)
+    assert torch.equal(gradients, same_gradients)
+    # what a block keeps without: at least 12 values a token and channel, of encoder (width 192) and decoder
+    assert less < 0.8 * much
 
 
 def test_pictures_are_drawn_on_request_and_change_nothing(name: str) -> None:

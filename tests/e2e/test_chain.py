@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prevox.data.phantom import CLASS_NAMES
-from tests.e2e.conftest import FINETUNE, PRETRAIN, S3D, Chain, prevox
+from tests.e2e.conftest import FINETUNE, GLMAE, PRETRAIN, S3D, Chain, prevox
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,9 @@ def test_run_folder_describes_itself(chain: Chain) -> None:
 
 
 def test_s3d_hands_over_its_u_net(chain: Chain, tmp_path: Path) -> None:
-    prevox("pretrain", "--store", chain.store, "--out", tmp_path / "s3d", *S3D, "--train.steps", "2")
+    words = ["--store", chain.store, "--out", tmp_path / "s3d", *S3D, "--train.steps", "2"]
+    text = prevox("pretrain", *words, "--train.checkpoint-activations")
+    assert "train.checkpoint_activations is ignored: the network has no transformer blocks" in " ".join(text.split())
     weights = load_file(next((tmp_path / "s3d" / "checkpoints").iterdir()) / "pretrained.safetensors")
     assert weights["encoder.stem.convs.0.conv.weight"].shape == (16, 1, 3, 3, 3)
     assert weights["decoder.transpconvs.1.weight"].shape == (32, 16, 1, 2, 2)
@@ -109,9 +111,24 @@ def test_resumed_pretraining_equals_the_uninterrupted_one(chain: Chain, tmp_path
     shutil.rmtree(killed / "checkpoints" / "step_00000006")  # as if killed after step 3, in the middle of a log window
     (killed / "checkpoints" / ".step_00000006.partial").mkdir()
     words = ["--store", chain.store, "--out", killed, *PRETRAIN, "--train.steps", 6, "--train.checkpoint-every", 3]
-    prevox("pretrain", *words, "--resume", "--train.reads-ahead", 3)
+    free = ["--train.reads-ahead", 3, "--train.checkpoint-activations"]  # change no result
+    prevox("pretrain", *words, "--resume", *free)
     same_state(chain.mae / "checkpoints" / "step_00000006", killed / "checkpoints" / "step_00000006")
     assert rows_without_timings(killed) == rows_without_timings(chain.mae)
+
+
+def test_resumed_glmae_equals_the_uninterrupted_one_with_teacher_and_centre(chain: Chain, tmp_path: Path) -> None:
+    words = ["--store", chain.store, *GLMAE, "--train.steps", 4, "--train.checkpoint-every", 2]
+    prevox("pretrain", *words, "--out", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step_00000004")
+    prevox("pretrain", *words, "--out", tmp_path / "killed", "--resume")
+    folders = [tmp_path / name / "checkpoints" / "step_00000004" for name in ("whole", "killed")]
+    same_state(*folders)
+    state = load_file(folders[0] / "task.safetensors")
+    assert state["teacher.centre_K"].any()
+    assert not torch.equal(state["teacher.encoder.class_token"], state["encoder.class_token"])
+    assert rows_without_timings(tmp_path / "killed") == rows_without_timings(tmp_path / "whole")
 
 
 def test_resumed_finetuning_equals_the_uninterrupted_one(chain: Chain, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two processes train as one does with twice the accumulation, whoever starts them."""
 
+import json
 import os
 import socket
 import subprocess
@@ -56,6 +57,10 @@ def assert_same_weights(one: Path, two: Path, without: tuple[str, ...] = ()) -> 
         torch.testing.assert_close(left[name], right[name], atol=1e-5, rtol=0, msg=lambda text, name=name: name + text)
 
 
+def losses_of(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def one_process(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
     """Words of a method, and its run in one process with twice the accumulation, made once."""
@@ -76,6 +81,9 @@ def test_two_processes_of_torchrun(method: str, one_process: Callable, tmp_path:
     words, one = one_process(method)
     text = torchrun([*words, "--out", str(tmp_path / "two")])
     assert_same_weights(one, tmp_path / "two")
+    one_losses, losses = losses_of(one), losses_of(tmp_path / "two")
+    assert len(losses) == 2  # a row every second step
+    assert losses == pytest.approx(one_losses, rel=1e-5)
     assert text.count("run folder") == 2  # one process speaks: at the start and at the end
 
 

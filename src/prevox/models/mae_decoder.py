@@ -105,5 +105,5 @@ class MAEDecoder(nn.Module):
         first = self.prefix if everywhere else self.prefix + kept
         for block in self.blocks[:-1]:
             x_BND = block(x_BND)
-        prediction = self.head(self.norm(self.blocks[-1](x_BND, first=first)))
+        prediction = self.head(self.norm(self.blocks[-1](x_BND, asked=slice(first, None))))
         return gather_tokens(prediction, order_BL.argsort(dim=1)) if everywhere else prediction

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from prevox.config.models import ViTConfig
 from prevox.errors import ConfigError
@@ -19,6 +20,7 @@ from prevox.models.positions import interpolate, sincos
 
 PRESETS = {"T": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}  # width, depth, heads
 EPS = 1e-6  # of every layer norm (MAE)
+EVERY = slice(None)  # token
 
 
 def vit_settings(config: ViTConfig, size: Sequence[int], channels: int) -> dict[str, Any]:
@@ -128,6 +130,7 @@ class Block(nn.Module):
         if width % heads:
             raise ConfigError(f"transformer: found width {width} and {heads} heads; the heads must divide the width.")
         self.heads = heads
+        self.checkpoint_activations = False  # set by the function of this name
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
@@ -136,36 +139,57 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
-    def attend(self, x_BND: Tensor, first: int = 0) -> Tensor:
-        """Multi-head self-attention over (B, N, D) tokens, asked by those from `first` on: (B, N − first, D)."""
+    def attend(self, x_BND: Tensor, asked: slice = EVERY) -> Tensor:
+        """Multi-head self-attention over (B, N, D) tokens, asked by A of them: (B, A, D)."""
         batch, n, width = x_BND.shape
-        if first == 0:
+        if asked == EVERY:
             heads = self.qkv(x_BND).view(batch, n, 3, self.heads, width // self.heads)
             q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            asked = functional.linear(x_BND[:, first:], weight[:width], bias[:width])
-            q = asked.view(batch, n - first, self.heads, width // self.heads).transpose(1, 2)
+            q = functional.linear(x_BND[:, asked], weight[:width], bias[:width])
+            q = q.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
             heads = functional.linear(x_BND, weight[width:], bias[width:])
             k, v = heads.view(batch, n, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.projection(mixed.transpose(1, 2).reshape(batch, n - first, width))
+        return self.projection(mixed.transpose(1, 2).flatten(2))
 
-    def forward(self, x_BND: Tensor, scale_2B11: Tensor | None = None, first: int = 0) -> Tensor:
+    def forward(self, x_BND: Tensor, scale_2B11: Tensor | None = None, asked: slice = EVERY) -> Tensor:
         """One block.
 
         Args:
             x_BND: Tokens.
             scale_2B11: Factors on the two residual branches of each sample (drop path); None for 1.
-            first: Give back only the tokens from this one on: what nobody reads need not be computed.
+            asked: Give back these A tokens only: what nobody reads need not be computed.
 
         Returns:
-            (B, N − first, D).
+            (B, A, D).
         """
-        attended = self.attend(self.norm1(x_BND), first)
-        x_BND = x_BND[:, first:] + (attended if scale_2B11 is None else attended * scale_2B11[0])
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # drop path was drawn before, so nothing in here is random and no random state need be kept
+            keywords = {"use_reentrant": False, "preserve_rng_state": False}
+            return checkpoint(self._compute, x_BND, scale_2B11, asked, **keywords)
+        return self._compute(x_BND, scale_2B11, asked)
+
+    def _compute(self, x_BND: Tensor, scale_2B11: Tensor | None, asked: slice) -> Tensor:
+        attended = self.attend(self.norm1(x_BND), asked)
+        x_BND = x_BND[:, asked] + (attended if scale_2B11 is None else attended * scale_2B11[0])
         mlp = self.contract(functional.gelu(self.expand(self.norm2(x_BND))))
         return x_BND + (mlp if scale_2B11 is None else mlp * scale_2B11[1])
+
+
+def checkpoint_activations(network: nn.Module) -> bool:
+    """Let every transformer block of a network keep its input alone, and compute the rest again when going backwards.
+
+    Chen et al., "Training deep nets with sublinear memory cost", arXiv:1604.06174. Results stay the same.
+
+    Returns:
+        Whether the network has such blocks.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.checkpoint_activations = True
+    return bool(blocks)
 
 
 class ViT(nn.Module):
@@ -254,12 +278,14 @@ class ViT(nn.Module):
         grid: Sequence[int],
         visible_BK: Tensor | None = None,
         generator: torch.Generator | None = None,
+        asked: slice = EVERY,
     ) -> Tensor:
-        """`forward` for images that are cut into patches already."""
+        """`forward` for images that are cut into patches already, with a choice of the tokens that are wanted."""
         x_BND = self._embed(patches_BLP, grid, visible_BK)
-        for block, scale in zip(self.blocks, self._drop_scales(x_BND, generator), strict=True):
-            x_BND = block(x_BND, scale)
-        return self.norm(x_BND)
+        *scales, scale = self._drop_scales(x_BND, generator)
+        for block, early_scale in zip(self.blocks[:-1], scales, strict=True):
+            x_BND = block(x_BND, early_scale)
+        return self.norm(self.blocks[-1](x_BND, scale, asked))
 
     def forward_features(
         self, x_BCDHW: Tensor, blocks: Sequence[int] = (), generator: torch.Generator | None = None

@@ -22,6 +22,7 @@ FREE_ON_RESUME = {
     "resume",
     "dry_run",
     "train.reads_ahead",
+    "train.checkpoint_activations",  # changes memory and time, no result
     "train.device",
     "train.picture_every",
     "train.checkpoint_every",

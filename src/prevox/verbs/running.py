@@ -9,8 +9,9 @@ from rich.table import Table
 
 from prevox.allocator import keep_freed_memory
 from prevox.config.runs import RunConfig
-from prevox.console import console
+from prevox.console import console, warn
 from prevox.errors import DISK_FULL, RunError
+from prevox.models.vit import checkpoint_activations
 from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job
@@ -44,6 +45,8 @@ def train_run(
         PrevoxError: If the run folder holds another run, or cannot be written.
     """
     keep_freed_memory()
+    if config.train.checkpoint_activations and not checkpoint_activations(job.task):
+        warn("train.checkpoint_activations is ignored: the network has no transformer blocks")
     if config.dry_run:
         return dry_run(config, job)
     check_run(config, verb, split)

@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.saved import count_saved
 
 from prevox.config.runs import finetune_schema
 from prevox.errors import ConfigError, DataError
 from prevox.finetuning.segmentation import build
 from prevox.models.positions import interpolate
-from prevox.models.vit import ViT
+from prevox.models.vit import ViT, checkpoint_activations
 from prevox.task import Batch, StepContext, Views
 
 pytestmark = pytest.mark.unit
@@ -74,6 +75,25 @@ def test_one_batch_is_learned():
         losses.append(output.loss.item())
     assert losses[-1] < 0.6 * losses[0]
     assert set(output.scalars) == {"dice_loss", "cross_entropy", "dice/anterior", "dice/posterior"}
+
+
+def test_activation_checkpointing_keeps_less_and_changes_no_bit():
+    """Drop path on: 0.5."""
+
+    def step(recompute):
+        torch.manual_seed(0)
+        task = made(drop_path=0.5).task.train()
+        if recompute:
+            assert checkpoint_activations(task)
+        with count_saved() as saved:
+            loss = task(example(), context()).loss
+        loss.backward()
+        gradients = [p.grad for p in task.parameters() if p.grad is not None]
+        return torch.cat([loss.detach().view(1), *(g.flatten() for g in gradients)]), saved.bytes
+
+    (plain, much), (again, less) = step(False), step(True)
+    assert torch.equal(plain, again)
+    assert less < 0.8 * much
 
 
 def test_loss_is_the_weighted_sum_of_both_terms():

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.saved import count_saved
 from torch import nn
 
 from prevox.config.models import ViTConfig
 from prevox.errors import ConfigError
 from prevox.models.positions import sincos
-from prevox.models.vit import Block, ViT, gather_tokens, patchify, unpatchify, vit_settings
+from prevox.models.vit import Block, ViT, checkpoint_activations, gather_tokens, patchify, unpatchify, vit_settings
 
 pytestmark = pytest.mark.unit
 
@@ -142,12 +143,13 @@ def test_block_equals_attention_written_out() -> None:
     np.testing.assert_allclose(block(x).detach().numpy(), v, atol=1e-12)
 
 
-def test_a_block_asked_for_the_last_tokens_gives_those_of_the_whole_and_their_gradients() -> None:
+@pytest.mark.parametrize("asked", [slice(3, None), slice(0, 1)])
+def test_a_block_asked_for_some_tokens_gives_those_of_the_whole_and_their_gradients(asked: slice) -> None:
     torch.manual_seed(0)
     block, x = Block(12, 3).double(), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
     scale = torch.rand(2, 2, 1, 1, dtype=torch.float64)
     sources = [x, *block.parameters()]
-    whole, part = block(x, scale)[:, 3:], block(x, scale, first=3)
+    whole, part = block(x, scale)[:, asked], block(x, scale, asked)
     torch.testing.assert_close(part, whole, atol=1e-12, rtol=0)
     weight = torch.randn_like(whole)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), sources) for y in (whole, part)), strict=True):
@@ -161,6 +163,44 @@ def test_initial_weights() -> None:
             bound = (6 / (module.in_features + module.out_features)) ** 0.5  # xavier uniform
             assert 0.9 * bound < module.weight.abs().max() <= bound
             assert not module.bias.any()
+
+
+# activation checkpointing
+
+
+def test_checkpointing_changes_no_bit_with_drop_path_and_keeps_only_the_blocks_inputs() -> None:
+    """A block of width D and hidden width 4 D keeps many times its input of (2, 13, 24) float32."""
+    vit, x = tiny(depth=6, drop_path=0.5).train(), torch.randn(2, 1, 8, 6, 8)
+
+    def step() -> tuple[torch.Tensor, int]:
+        vit.zero_grad()
+        with count_saved() as saved:
+            y = vit(x, generator=torch.Generator().manual_seed(3))
+        y.square().sum().backward()
+        return torch.cat([y.detach().flatten(), *(p.grad.flatten() for p in vit.parameters())]), saved.bytes
+
+    plain, much = step()
+    assert checkpoint_activations(vit)
+    again, little = step()
+    assert torch.equal(plain, again)
+    inputs = 6 * 2 * 13 * 24 * 4
+    assert much > 20 * inputs
+    assert little < 3 * inputs  # beside the blocks there are embedding and last norm
+
+
+def test_checkpointing_computes_nothing_twice_where_there_is_no_backward_pass() -> None:
+    vit, x, calls = tiny(), torch.randn(2, 1, 8, 6, 8), []
+    checkpoint_activations(vit)
+    vit.blocks[0].expand.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        vit(x)
+    assert len(calls) == 1
+    vit(x).sum().backward()
+    assert len(calls) == 3
+
+
+def test_networks_without_transformer_blocks_have_nothing_to_checkpoint() -> None:
+    assert not checkpoint_activations(nn.Conv3d(1, 1, 3))
 
 
 # tokens

@@ -58,5 +58,8 @@ def test_another_method_or_model_is_named(verb: str, more: dict, difference: str
 
 def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     write_run(config(tmp_path), "pretrain", {})
-    other = {"train": {"steps": 3, "reads_ahead": 2, "checkpoint_every": 5}, "store": "moved"}
+    other = {
+        "train": {"steps": 3, "reads_ahead": 2, "checkpoint_every": 5, "checkpoint_activations": True},
+        "store": "moved",
+    }
     check_run(config(tmp_path, resume=True, **other), "pretrain", SPLIT)

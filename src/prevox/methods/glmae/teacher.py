@@ -89,7 +89,7 @@ class Teacher(nn.Module):
         Returns:
             Outputs of the head and their distributions, both (B, S, K) float32.
         """
-        class_VD = self.encoder.encode(patches_VLP, grid)[:, 0]
+        class_VD = self.encoder.encode(patches_VLP, grid, asked=slice(0, 1))[:, 0]
         e_BSK = self.head(class_VD).float().unflatten(0, (images, -1))
         return e_BSK, teacher_distribution(e_BSK, self.centre_K if self.centring else None, self.temperature)
 
