@@ -167,8 +167,10 @@ class Block(nn.Module):
         """
         if self.checkpoint_activations and torch.is_grad_enabled():
             # drop path was drawn before, so nothing in here is random and no random state need be kept
-            keywords = {"use_reentrant": False, "preserve_rng_state": False}
-            return checkpoint(self._compute, x_BND, scale_2B11, asked, **keywords)
+            result: Tensor = checkpoint(
+                self._compute, x_BND, scale_2B11, asked, use_reentrant=False, preserve_rng_state=False
+            )
+            return result
         return self._compute(x_BND, scale_2B11, asked)
 
     def _compute(self, x_BND: Tensor, scale_2B11: Tensor | None, asked: slice) -> Tensor:
