@@ -69,7 +69,7 @@ def make_views(method: GlobalLocalAutoencoder, images: int, device: str) -> dict
 
 def our_step(method: GlobalLocalAutoencoder, views: dict[str, Tensor], images: int, autocast: Any) -> Step:
     groups = {
-        kind: Views(x, torch.ones_like(x, dtype=torch.bool), None, torch.zeros(len(x), 2, 3, dtype=torch.long))
+        kind: Views(x, torch.ones_like(x, dtype=torch.bool), None, torch.zeros(len(x), 2, 3).long(), padded=False)
         for kind, x in views.items()
     }
     batch = Batch(groups, ["image"] * images, torch.arange(images))

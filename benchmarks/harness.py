@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from prevox.allocator import keep_freed_memory, release_freed_memory
 from prevox.train.run_folder import environment
@@ -134,9 +134,23 @@ def synchronised(loss: torch.Tensor) -> torch.Tensor:
     return loss.detach()
 
 
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, q, k, v))
+
+
+_CPU_ATTENTION = {  # which PyTorch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 def giga_operations(step: Callable[[], Any]) -> float:
     """Floating-point operations of a step's convolutions and matrix products, attention included, in units of 10⁹."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         step()
     return counter.get_total_flops() / 1e9
 

@@ -106,7 +106,8 @@ def block_pairs(theirs: Any, mine: Block) -> list[tuple[Tensor, Tensor]]:
 
 
 def our_step(net: MaskedAutoencoder, x: Tensor, autocast: Any) -> Step:
-    views = Views(x, torch.ones_like(x, dtype=torch.bool), None, torch.zeros(len(x), 2, 3, dtype=torch.long))
+    box = torch.zeros(len(x), 2, 3, dtype=torch.long)
+    views = Views(x, torch.ones_like(x, dtype=torch.bool), None, box, padded=False)
     batch = Batch({GROUP: views}, ["image"] * len(x), torch.arange(len(x)))
 
     def step() -> Tensor:

@@ -61,6 +61,8 @@ class Views:
         label_B1DHW: Label values (int64), 0 in padding; None where the group has no labels.
         box_B23: First and last+1 voxel of each view in its image's finest grid, along z y x (int64).
         transforms: Parameters of the augmentation that was applied, by name; each has one row per view.
+        padded: False where all voxels are known to be valid without looking at the device, so that methods may leave
+            validity out of their sums.
     """
 
     x_BCDHW: Tensor
@@ -68,6 +70,7 @@ class Views:
     label_B1DHW: Tensor | None
     box_B23: Tensor
     transforms: dict[str, Any] = field(default_factory=dict)
+    padded: bool = True
 
 
 @dataclass

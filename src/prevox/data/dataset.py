@@ -269,14 +269,16 @@ def to_device(
         slope_BC111, intercept_BC111 = linear_BC2[:, :, :, None, None, None].unbind(2)
         x_BCDHW.mul_(slope_BC111).add_(intercept_BC111)
         x_BCDHW = normalise(x_BCDHW, [store.statistics(image) for image in owners], settings)
-        valid_B1DHW = _inside(part, x_BCDHW.shape[2:]).to(device, non_blocking=True)
-        x_BCDHW = x_BCDHW.masked_fill(~valid_B1DHW, 0.0)
+        inside_B1DHW = _inside(part, x_BCDHW.shape[2:])
+        padded, valid_B1DHW = not inside_B1DHW.all(), inside_B1DHW.to(device, non_blocking=True)
+        if padded:
+            x_BCDHW = x_BCDHW.masked_fill(~valid_B1DHW, 0.0)
         label = None if part.label_BDHW is None else torch.from_numpy(part.label_BDHW).to(device).long().unsqueeze(1)
         if len(group.size) == 2:
             x_BCDHW, valid_B1DHW = x_BCDHW.squeeze(2), valid_B1DHW.squeeze(2)
             label = None if label is None else label.squeeze(2)
         box_B23 = torch.tensor(part.boxes).transpose(1, 2).contiguous()
-        views[name] = augment(Views(x_BCDHW, valid_B1DHW, label, box_B23), group.augment, rng)
+        views[name] = augment(Views(x_BCDHW, valid_B1DHW, label, box_B23, padded=padded), group.augment, rng)
     samples = torch.arange(raw.first_sample, raw.first_sample + len(raw.images))
     return Batch(views, raw.images, samples)
 

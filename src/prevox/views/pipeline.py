@@ -74,7 +74,8 @@ def augment(views: Views, settings: AugmentConfig | None, generator: Generator) 
     for transform, source in sources:
         drawn[transform.name] = transform.sample_params(len(x), tuple(x.shape[2:]), source)
         x, label, valid = transform.apply(x, label, valid, drawn[transform.name])
-    return Views(x, valid, label, views.box_B23, {**views.transforms, **drawn})
+    padded = views.padded or bool(drawn[Affine.name]["applied"].any())
+    return Views(x, valid, label, views.box_B23, {**views.transforms, **drawn}, padded)
 
 
 def branch(generator: Generator) -> Generator:

@@ -11,20 +11,23 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
-def reconstruction_loss(prediction_VLP: Tensor, target_VLP: Tensor, valid_VLP: Tensor) -> Tensor:
+def reconstruction_loss(prediction_VLP: Tensor, target_VLP: Tensor, valid_VLP: Tensor | None) -> Tensor:
     """Mean over views of the mean over patches of the mean squared error (equations 3 and 4; reading: module `method`).
 
     Args:
         prediction_VLP: Predictions of the patches that count.
         target_VLP: What they should be.
         valid_VLP: False in padding: such voxels do not count in their patch's mean, a patch without a valid voxel not
-            in its view's, and a view without one not at all.
+            in its view's, and a view without one not at all. None where nothing is padded: then all means are one.
 
     Returns:
         Scalar float32; 0 where everything is padding.
     """
+    if valid_VLP is None:
+        return functional.mse_loss(prediction_VLP.float(), target_VLP.float())
     error = (prediction_VLP.float() - target_VLP.float()).square() * valid_VLP
     count_VL = valid_VLP.sum(-1)
     per_patch_VL = error.sum(-1) / count_VL.clamp(min=1)

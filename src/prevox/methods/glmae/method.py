@@ -38,9 +38,9 @@ from prevox.methods.glmae.config import GLOBAL_TERMS, LOCAL_TERMS, GLMAEConfig
 from prevox.methods.glmae.losses import consistency_loss, effective_rank, reconstruction_loss, teacher_momentum
 from prevox.methods.glmae.teacher import ProjectionHead, Teacher
 from prevox.methods.mae.pictures import reconstruction_picture
-from prevox.methods.mae.target import explained_share, normalise_patches
+from prevox.methods.mae.target import explained_share, masked_patches, normalise_patches, views_patches
 from prevox.models.mae_decoder import MAEDecoder
-from prevox.models.vit import ViT, gather_tokens, patchify, vit_settings
+from prevox.models.vit import ViT, vit_settings
 from prevox.task import Batch, ModelSpec, Picture, Pretrained, PretrainMethod, StepContext, StepOutput, ViewGroup, Views
 
 KINDS = ("global", "local")
@@ -141,7 +141,7 @@ class _Cut:
     """One kind's views, cut into patches and masked; `generator` draws whatever else is random in them."""
 
     patches_VLP: Tensor
-    valid_VLP: Tensor
+    valid_VLP: Tensor | None  # None where nothing is padded
     grid: tuple[int, ...]
     mask: TokenMask
     generator: torch.Generator
@@ -224,13 +224,11 @@ class GlobalLocalAutoencoder(PretrainMethod):
 
     def _cut(self, views: Views, seed: int) -> _Cut:
         """Patches of one kind's views, and an independent mask for each view."""
-        x_VCDHW = views.x_BCDHW.masked_fill(~views.valid_B1DHW, 0)  # whatever padding holds must not be seen
-        patches_VLP = patchify(x_VCDHW, self.encoder.patch)
-        valid_VLP = patchify(views.valid_B1DHW, self.encoder.patch).repeat_interleave(self.encoder.channels, dim=-1)
+        patches_VLP, valid_VLP = views_patches(views, self.encoder.patch)
         generator = torch.Generator().manual_seed(seed)
         count, length, _ = patches_VLP.shape
         mask = random_token_mask(count, length, self.mask_ratio, generator, patches_VLP.device)
-        return _Cut(patches_VLP, valid_VLP, self.encoder.grid_of(x_VCDHW), mask, generator)
+        return _Cut(patches_VLP, valid_VLP, self.encoder.grid_of(views.x_BCDHW), mask, generator)
 
     def _reconstruct(self, cut: _Cut, tokens_VND: Tensor, draw: bool) -> tuple[Tensor, Tensor, Picture | None]:
         """Equations 2 and 3 (or 4) for one kind of views: the loss, the explained share, a picture on request."""
@@ -240,8 +238,7 @@ class GlobalLocalAutoencoder(PretrainMethod):
         if everywhere:
             original_VMP, valid_VMP = cut.patches_VLP, cut.valid_VLP
         else:
-            original_VMP = gather_tokens(cut.patches_VLP, cut.mask.masked_BM)
-            valid_VMP = gather_tokens(cut.valid_VLP, cut.mask.masked_BM)
+            original_VMP, valid_VMP = masked_patches(cut.patches_VLP, cut.valid_VLP, cut.mask.masked_BM)
         target_VMP, mean, deviation = original_VMP, None, None
         if self.target == "normalised":
             target_VMP, mean, deviation = normalise_patches(original_VMP, valid_VMP)

@@ -28,9 +28,9 @@ from prevox.errors import ConfigError
 from prevox.masking.tokens import kept_tokens, random_token_mask
 from prevox.methods.mae.config import MAEConfig
 from prevox.methods.mae.pictures import reconstruction_picture
-from prevox.methods.mae.target import explained_share, masked_loss, normalise_patches
+from prevox.methods.mae.target import explained_share, masked_loss, masked_patches, normalise_patches, views_patches
 from prevox.models.mae_decoder import MAEDecoder
-from prevox.models.vit import ViT, gather_tokens, patchify, vit_settings
+from prevox.models.vit import ViT, vit_settings
 from prevox.task import Batch, ModelSpec, Pretrained, PretrainMethod, StepContext, StepOutput, ViewGroup
 
 GROUP = "view"
@@ -109,17 +109,14 @@ class MaskedAutoencoder(PretrainMethod):
         """One step: mask, encode the visible patches, decode, compare on the masked ones."""
         views = batch.views[GROUP]
         encoder = self.encoder
-        x_BCDHW = views.x_BCDHW.masked_fill(~views.valid_B1DHW, 0)  # whatever padding holds must not be seen
-        patches_BLP = patchify(x_BCDHW, encoder.patch)
-        valid_BLP = patchify(views.valid_B1DHW, encoder.patch).repeat_interleave(encoder.channels, dim=-1)
+        patches_BLP, valid_BLP = views_patches(views, encoder.patch)
         batch_size, length, _ = patches_BLP.shape
         mask = random_token_mask(batch_size, length, self.mask_ratio, ctx.generator, patches_BLP.device)
 
         tokens_BND = encoder.encode(patches_BLP, encoder.grid, mask.visible_BK, ctx.generator)
         prediction_BMP = self.decoder(tokens_BND, mask.order_BL)
 
-        original_BMP = gather_tokens(patches_BLP, mask.masked_BM)
-        valid_BMP = gather_tokens(valid_BLP, mask.masked_BM)
+        original_BMP, valid_BMP = masked_patches(patches_BLP, valid_BLP, mask.masked_BM)
         if self.target == "normalised":
             target_BMP, mean, deviation = normalise_patches(original_BMP, valid_BMP, self.variance)
             statistics = (mean[0], deviation[0])

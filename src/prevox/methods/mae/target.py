@@ -1,14 +1,36 @@
 """What the masked autoencoder predicts, and its loss.
 
-Shape suffixes: B views, M masked patches, P values of a patch (voxels × channels).
+Where nothing is padded, validity is left out (None): it would be several more passes over all voxels.
+
+Shape suffixes: B views, L patches, M masked ones, P values of a patch (voxels × channels).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from prevox.models.vit import gather_tokens, patchify
+from prevox.task import Views
 
 EPS = 1e-6  # added to the variance (MAE, SelfMedMAE)
+
+
+def views_patches(views: Views, patch: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Cut views into patches (B, L, P), 0 in padding, and say which of their values are valid; None for all."""
+    if not views.padded:
+        return patchify(views.x_BCDHW, patch), None
+    x_BCDHW = views.x_BCDHW.masked_fill(~views.valid_B1DHW, 0)  # whatever padding holds must not be seen
+    valid_BLP = patchify(views.valid_B1DHW, patch).repeat_interleave(x_BCDHW.shape[1], dim=-1)
+    return patchify(x_BCDHW, patch), valid_BLP
+
+
+def masked_patches(patches_BLP: Tensor, valid_BLP: Tensor | None, masked_BM: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The masked ones of the patches, and of their validity where there is any: both (B, M, P)."""
+    valid_BMP = None if valid_BLP is None else gather_tokens(valid_BLP, masked_BM)
+    return gather_tokens(patches_BLP, masked_BM), valid_BMP
 
 
 def normalise_patches(
@@ -52,19 +74,25 @@ def masked_loss(
     Returns:
         Scalar, computed in float32; 0 where every masked voxel is padding.
     """
-    error = prediction_BMP.float() - target_BMP.float()
-    error = error.square() if kind == "l2" else error.abs()
+    prediction_BMP, target_BMP = prediction_BMP.float(), target_BMP.float()
+    measure = functional.mse_loss if kind == "l2" else functional.l1_loss
     if valid_BMP is None:
-        return error.mean()
+        return measure(prediction_BMP, target_BMP)
+    error = measure(prediction_BMP, target_BMP, reduction="none")
     count_BM = valid_BMP.sum(-1)
     per_patch_BM = (error * valid_BMP).sum(-1) / count_BM.clamp(min=1)
     return per_patch_BM.sum() / (count_BM > 0).sum().clamp(min=1)
 
 
 @torch.no_grad()
-def explained_share(prediction_BMP: Tensor, target_BMP: Tensor, valid_BMP: Tensor) -> Tensor:
+def explained_share(prediction_BMP: Tensor, target_BMP: Tensor, valid_BMP: Tensor | None) -> Tensor:
     """Share of the target's variance that the prediction explains: 1 is perfect, 0 no better than the best constant."""
-    target, weight = target_BMP.float(), valid_BMP.float()
+    target = target_BMP.float()
+    if valid_BMP is None:
+        total = target.var(correction=0) * target.numel()
+        rest = functional.mse_loss(prediction_BMP.float(), target, reduction="sum")
+        return 1 - rest / total.clamp(min=EPS)
+    weight = valid_BMP.float()
     count = weight.sum().clamp(min=1)
     mean = (target * weight).sum() / count
     total = ((target - mean).square() * weight).sum()
