@@ -40,6 +40,7 @@ from prevox.data.sampler import Box, crop_box, scaled_box
 from prevox.data.store import Store
 from prevox.views.resize import resize
 
+View = tuple[Box, tuple[int, int, int]]  # what it shows, and how many voxels it has
 SIZE = (96, 96, 96)
 LAYOUTS = {"16 in 64": (16, 64), "32 in 96": (32, 96)}  # sides of blocks and chunks
 
@@ -158,34 +159,45 @@ def view(store: Store, box: Box, size: tuple[int, int, int], level: int | None) 
 
 
 def pyramid(store: Store, hu: np.ndarray, runs: int, count: int) -> None:
-    """Shares evenly spaced over 50 to 100 %, so that few views stand for many; places at random."""
+    """Views of one size, and the views of one image that GL-MAE takes."""
     torch.set_num_threads(2)
     rng = np.random.default_rng(2)
-    shares = 0.5 + 0.5 * (np.arange(count) + 0.5) / count
+    volume = "×".join(map(str, hu.shape))
     for axes in ("joint", "independent"):
-        drawn = np.stack([shares if axes == "joint" else rng.permutation(shares) for _ in range(3)], axis=1)
-        boxes = []
-        for view_shares in drawn:
-            sides = [scaled_box((n,), (u, u), "joint", rng)[0] for n, u in zip(hu.shape, view_shares, strict=True)]
-            boxes.append(tuple(sides))
-        name = f"{count} 160³ views of 50–100 % of {'×'.join(map(str, hu.shape))} voxels, {axes} axes"
-        compare_views(name, store, hu, boxes, (160, 160, 160), runs)
+        boxes = spread_boxes(hu.shape, (0.5, 1.0), count, axes, rng)
+        name = f"{count} 160³ views of 50–100 % of {volume} voxels, {axes} axes"
+        compare_views(name, store, hu, [(box, (160, 160, 160)) for box in boxes], runs)
+    views = [(box, (160, 160, 160)) for box in spread_boxes(hu.shape, (0.5, 1.0), 2, "joint", rng)]
+    views += [(box, SIZE) for box in spread_boxes(hu.shape, (0.25, 0.5), 8, "joint", rng)]
+    name = f"GL-MAE's 2 160³ views of 50–100 % and 8 96³ views of 25–50 % of {volume} voxels"
+    compare_views(name, store, hu, views, runs)
 
 
-def compare_views(
-    name: str, store: Store, hu: np.ndarray, boxes: list[Box], size: tuple[int, int, int], runs: int
-) -> None:
+def spread_boxes(
+    shape: Sequence[int], scale: tuple[float, float], count: int, axes: str, rng: np.random.Generator
+) -> list[Box]:
+    """Boxes whose shares are evenly spaced over the range, so that few stand for many; their places are random."""
+    low, high = scale
+    shares = low + (high - low) * (np.arange(count) + 0.5) / count
+    drawn = np.stack([shares if axes == "joint" else rng.permutation(shares) for _ in range(3)], axis=1)
+    return [
+        tuple(scaled_box((n,), (u, u), "joint", rng)[0] for n, u in zip(shape, of_view, strict=True))
+        for of_view in drawn
+    ]
+
+
+def compare_views(name: str, store: Store, hu: np.ndarray, views: list[View], runs: int) -> None:
     fresh = uncached(store)
 
     def each(level: int | None) -> None:
-        for box in boxes:  # one after the other, as a training takes them: none is kept
+        for box, size in views:  # one after the other, as a training takes them: none is kept
             view(fresh, box, size, level)
 
     found = interleaved({"ours": lambda: each(None), "peer": lambda: each(0)}, runs)
-    apart = [float((view(fresh, box, size, None) - view(fresh, box, size, 0)).abs().mean()) for box in boxes]
-    levels = [level_window(store, "ct", box, size)[1] for box in boxes]
-    read = [np.prod([b - a for a, b in level_window(store, "ct", box, size)[0]]) for box in boxes]
-    full = [np.prod([b - a for a, b in box]) for box in boxes]
+    apart = [float((view(fresh, *one, None) - view(fresh, *one, 0)).abs().mean()) for one in views]
+    levels = [level_window(store, "ct", *one)[1] for one in views]
+    read = [np.prod([b - a for a, b in level_window(store, "ct", *one)[0]]) for one in views]
+    full = [np.prod([b - a for a, b in box]) for box, _ in views]
     show(
         compared(
             f"{name}, pyramid against full resolution",
@@ -223,7 +235,7 @@ def main() -> None:
         cube = ct_like((384, 384, 384))
         store = write_stores(cube, [1.0, 1.0, 1.0], Path(name))
         whole: Box = ((0, 384),) * 3
-        compare_views("the whole of 384³ as a 96³ view", store, cube, [whole], (96, 96, 96), args.runs)
+        compare_views("the whole of 384³ as a 96³ view", store, cube, [(whole, SIZE)], args.runs)
 
 
 if __name__ == "__main__":
