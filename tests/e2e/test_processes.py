@@ -57,6 +57,15 @@ def assert_same_weights(one: Path, two: Path, without: tuple[str, ...] = ()) -> 
         torch.testing.assert_close(left[name], right[name], atol=1e-5, rtol=0, msg=lambda text, name=name: name + text)
 
 
+def assert_same_centre(one: Path, two: Path) -> None:
+    """Within 0.1 % of its largest value, which may be small."""
+    left, right = (
+        load_file(run / "checkpoints/step_00000004/task.safetensors")["teacher.centre_K"] for run in (one, two)
+    )
+    assert left.any()
+    torch.testing.assert_close(left, right, atol=1e-3 * left.abs().max().item(), rtol=0)
+
+
 def losses_of(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -84,6 +93,8 @@ def test_two_processes_of_torchrun(method: str, one_process: Callable, tmp_path:
     one_losses, losses = losses_of(one), losses_of(tmp_path / "two")
     assert len(losses) == 2  # a row every second step
     assert losses == pytest.approx(one_losses, rel=1e-5)
+    if method == "glmae":
+        assert_same_centre(one, tmp_path / "two")
     assert text.count("run folder") == 2  # one process speaks: at the start and at the end
 
 

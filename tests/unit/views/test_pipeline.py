@@ -152,3 +152,13 @@ def test_in_plane_reaches_both_transforms_that_know_it():
         assert not torch.allclose(mixed.x_BCDHW, views.x_BCDHW * mixed.valid_B1DHW, atol=0.1)
         apart = run(views, settings.model_copy(update={"in_plane": True}))
         torch.testing.assert_close(apart.x_BCDHW, views.x_BCDHW * apart.valid_B1DHW)
+
+
+@pytest.mark.parametrize(("changes", "padded"), [({"affine": 0.0}, False), ({"affine": 1.0}, True)])
+def test_views_are_known_to_be_whole_unless_a_resampling_may_have_cut_them(changes, padded):
+    whole = make()
+    whole.valid_B1DHW, whole.padded = torch.ones_like(whole.valid_B1DHW), False
+    result = run(whole, EVERYTHING.model_copy(update=changes))
+    assert result.padded == padded
+    assert result.valid_B1DHW.all() != padded
+    assert run(make(), EVERYTHING.model_copy(update=changes)).padded

@@ -49,6 +49,8 @@ def test_build_passes_every_setting_on() -> None:
         ({"global_count": -1}, "global_count"),
         ({"mask_ratio": 0}, "mask_ratio"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"mask_ratio": -0.6}, "mask_ratio"),
+        ({"mask_ratio": 1.6}, "mask_ratio"),
         ({"global_scale": (1.0, 0.5)}, "'global_scale'.*LOW HIGH with LOW <= HIGH"),
         ({"local_scale": (0.5, 0.25)}, "'local_scale'.*LOW HIGH with LOW <= HIGH"),
         ({"local_scale": (0.5, 1.5)}, "local_scale"),

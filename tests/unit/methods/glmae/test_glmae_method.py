@@ -1,13 +1,20 @@
 """The step of GL-MAE: each term, what is switched off, what is seeded, precision and padding."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.methods.glmae.tiny import IMAGES, TERMS, context, make_batch, step, tiny
+from tests.unit.methods.glmae.tiny import IMAGES, TERMS, TINY, context, make_batch, step, tiny
 from torch import Tensor
 
+from prevox.config.data import NormaliseConfig, ViewsConfig
+from prevox.config.models import ViTConfig
+from prevox.data.dataset import ViewLoader, to_device
+from prevox.data.store import Store
 from prevox.masking.tokens import kept_tokens, random_token_mask
+from prevox.methods.glmae.config import GLMAEConfig
+from prevox.methods.glmae.method import build
 from prevox.models.positions import interpolate
 from prevox.models.vit import patchify
 
@@ -166,6 +173,44 @@ def test_padding_is_no_part_of_reconstruction() -> None:
         losses.append(step(method, batch).loss)
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("reconstruct", ["masked", "all"])
+@pytest.mark.parametrize("target", ["raw", "normalised"])
+def test_leaving_validity_out_where_nothing_is_padded_changes_nothing(reconstruct: str, target: str) -> None:
+    method = tiny(channels=2, reconstruct=reconstruct, target=target)
+    found = []
+    for padded in (True, False):
+        batch = make_batch(method.views, 2, 2)
+        for views in batch.views.values():
+            views.padded = padded
+        method.zero_grad()
+        output = step(method, batch)
+        output.loss.backward()
+        gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
+        found.append((output.scalars, torch.cat(gradients)))
+    (looked, gradients), (known, same) = found
+    torch.testing.assert_close(known, looked)
+    torch.testing.assert_close(same, gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_views_at_the_stores_resolution_are_padded_and_scaled_ones_never(tiny_store: Path) -> None:
+    """Images of 8 to 10 × 9 × 10 voxels, cut as 16 × 12 × 12 and, scaled, as 8 × 12 × 12."""
+    store = Store(tiny_store)
+    settings = {**TINY, "global_size": (16, 12, 12), "global_scale": None, "local_scale": (0.5, 1.0)}
+    model, sizes = ViTConfig(size="T", patch=(4, 4, 4), depth=1), ViewsConfig(size=(8, 12, 12))
+    method = build(GLMAEConfig.parse(settings), model, sizes, channels=1)
+    raw = next(ViewLoader(store, sorted(store.index.index), method.views, seed=0, batch=2).batches())
+    batch = to_device(raw, store, method.views, NormaliseConfig(), torch.device("cpu"), context().generator)
+    padded, scaled = batch.views["global"], batch.views["local"]
+    assert padded.padded
+    images = [math.prod(store.shape(image)) for image in batch.images for _ in range(2)]
+    assert padded.valid_B1DHW.flatten(1).sum(1).tolist() == images  # the whole image lies in a larger view
+    assert not scaled.padded
+    assert scaled.valid_B1DHW.all()
+    whole = step(method, batch)
+    padded.x_BCDHW = padded.x_BCDHW.masked_fill(~padded.valid_B1DHW, 1e4)
+    assert torch.equal(step(method, batch).loss, whole.loss)
 
 
 def test_pictures_of_both_kinds() -> None:

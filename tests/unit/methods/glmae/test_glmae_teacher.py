@@ -1,14 +1,19 @@
 """The teacher of GL-MAE: no gradient, moving average, centre, resumption, and the alarm when it collapses."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from tests.unit.methods.glmae.tiny import TINY, make_batch, rows, step, tiny
+from tests.unit.methods.glmae.tiny import IMAGES, TINY, make_batch, rows, step, tiny
 from torch import Tensor
 
 from prevox.config.data import ViewsConfig
 from prevox.config.models import ViTConfig
+from prevox.errors import RunError
 from prevox.methods.glmae.config import GLMAEConfig
 from prevox.methods.glmae.method import GlobalLocalAutoencoder, build
+from prevox.models.vit import patchify
+from prevox.train.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -125,6 +130,32 @@ def test_a_run_goes_on_bit_for_bit_from_its_state() -> None:
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert {"teacher.centre_K", "teacher.encoder.class_token"} <= whole.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"head_outputs": 24}, "holds weights of another size.*teacher"),
+        ({"global_consistency": 0, "local_consistency": 0}, r"holds another task's weights.*'head\.0\.bias'"),
+    ],
+)
+def test_a_checkpoint_with_another_teacher_or_none_is_refused(other: dict, message: str, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, 1, tiny(), {}, {}, {})
+    with pytest.raises(RunError, match=message):
+        load_checkpoint(folder, tiny(**other))
+
+
+def test_the_teacher_computes_nothing_that_the_class_token_does_not_need() -> None:
+    """In its last block the class token asks, and goes through norm and perceptron, alone."""
+    method, seen = tiny(), []
+    assert method.teacher is not None
+    method.teacher.encoder.blocks[-1].expand.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
+    batch = make_batch(method.views)
+    patches_VLP = patchify(batch.views["global"].x_BCDHW, (4, 4))
+    e_BSK, _ = method.teacher(patches_VLP, (6, 4), IMAGES)
+    assert seen == [1]
+    whole = method.teacher.head(method.teacher.encoder(batch.views["global"].x_BCDHW)[:, 0])
+    torch.testing.assert_close(e_BSK.flatten(0, 1), whole)
 
 
 # collapse

@@ -84,6 +84,15 @@ def test_loss_is_computed_in_float32() -> None:
     assert loss.item() == 90000  # beyond float16's 65504
 
 
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_leaving_validity_out_where_nothing_is_padded_changes_nothing(kind: str) -> None:
+    prediction, target = torch.randn(3, 4, 10), torch.randn(3, 4, 10) + 5
+    everywhere = torch.ones(3, 4, 10, dtype=torch.bool)
+    for measure in (lambda valid: masked_loss(prediction, target, valid, kind),
+                    lambda valid: explained_share(prediction, target, valid)):  # fmt: skip
+        torch.testing.assert_close(measure(None), measure(everywhere), rtol=1e-5, atol=0)
+
+
 def test_explained_share_by_hand() -> None:
     target = torch.tensor([[[1.0, 3.0, 100.0]]])
     valid = torch.tensor([[[True, True, False]]])
