@@ -35,6 +35,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/mae_step.py
+	$(BIN)/python benchmarks/glmae_step.py
 	$(BIN)/python benchmarks/sliding_window.py
 
 clean:

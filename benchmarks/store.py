@@ -12,7 +12,8 @@ deviations. Each is measured with one thread of the process at work (no reads ah
 
 Pyramid: a box of the volume resized to a view, read from the level that suffices, against the same box at full
 resolution resized by the same function. `equal` is the mean absolute difference of the two, in standard deviations of
-the volume: the filters differ a little (a mean of blocks before the triangle).
+the volume: the filters differ a little (a mean of blocks before the triangle). Views of one size, then the ten
+views that GL-MAE takes of an image.
 """
 
 import argparse

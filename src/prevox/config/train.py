@@ -51,7 +51,7 @@ class TrainConfig(Config):
     """Arithmetic of the forward pass; weights and optimiser stay fp32."""
     checkpoint_activations: bool = False
     """Keep the input of each transformer block alone and compute the rest again in the backward pass: less memory,
-    about a third more time, the same results. For vision transformers."""
+    up to a third more time, the same results. For vision transformers."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; none switches clipping off."""
     seed: Annotated[int, Field(ge=0)] = 0
