@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prevox.data.store import Store
-from tests.e2e.conftest import FINETUNE, PRETRAIN, prevox
+from tests.e2e.conftest import FINETUNE, PRETRAIN, S3D, VIEW, Chain, prevox
 
 pytestmark = pytest.mark.e2e
 
@@ -83,3 +83,21 @@ def test_slices_of_volumes_train_a_2d_transformer(brats: Path, tmp_path: Path) -
     words += ["--model.depth", 2, "--method.decoder-width", 48, "--method.decoder-depth", 1]
     prevox("pretrain", *words, "--method.decoder-heads", 3, "--train.steps", 2, "--out", tmp_path / "flat")
     assert json.loads((tmp_path / "flat" / "summary.json").read_text())["finished"]
+
+
+def test_a_stem_of_one_channel_is_repeated_for_four_and_rests_with_the_encoder(
+    brats: Path, chain: Chain, tmp_path: Path
+) -> None:
+    prevox("pretrain", "--store", chain.store, *S3D, "--train.steps", 2, "--out", tmp_path / "s3d")
+    tune = [*VIEW, "--optim.name", "sgd", "--optim.lr", "1e-2", "--train.steps", 4, "--decoder-first", "0.5"]
+    tune += ["--train.checkpoint-every", 1, "--train.keep-every", 1]
+    prevox("finetune", "--store", brats / "store", "--pretrained", tmp_path / "s3d", *tune, "--out", tmp_path / "seg")
+    stem = "encoder.stem.convs.0.conv.weight"
+    handed = load_file(tmp_path / "s3d" / "checkpoints" / "step_00000002" / "pretrained.safetensors")[stem]
+    assert handed.shape[1] == 1
+    after = [load_file(tmp_path / f"seg/checkpoints/step_0000000{n}/task.safetensors") for n in (1, 2, 3)]
+    for weights in after[:2]:
+        np.testing.assert_array_equal(weights[f"network.{stem}"], handed.expand(-1, 4, -1, -1, -1) / 4)
+    moved = after[2][f"network.{stem}"] - handed / 4
+    assert all(float(moved[:, c].abs().max()) > 0 for c in range(4))  # the channels differ, and so do their weights now
+    assert float((moved[:, 0] - moved[:, 1]).abs().max()) > 0

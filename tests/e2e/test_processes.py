@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -117,6 +118,14 @@ def test_two_processes_fine_tune_with_drop_path_the_decoder_first(chain: Chain, 
     words = ["finetune", "--store", str(chain.store), "--pretrained", str(chain.mae), *FINETUNE, *SHORT]
     words += ["--drop-path", "0.5", "--decoder-first", "0.5"]  # what is summed over processes changes after two steps
     prevox(*words, "--out", tmp_path / "one", "--train.accumulation", 2)
-    torchrun([*words, "--out", str(tmp_path / "two")])
+    two = [*words, "--train.checkpoint-every", "1", "--train.keep-every", "1", "--out", str(tmp_path / "two")]
+    torchrun(two)
     # what the logged Dice remembers is decayed once a forward pass, and nothing is learnt from it
     assert_same_weights(tmp_path / "one", tmp_path / "two", without=("overlap_2K",))
+    whole = load_file(tmp_path / "two/checkpoints/step_00000004/task.safetensors")
+    for step in (2, 3, 4):  # as if it had been killed in the first phase: it goes on across the border
+        shutil.rmtree(tmp_path / f"two/checkpoints/step_0000000{step}")
+    torchrun([*two, "--resume"])
+    resumed = load_file(tmp_path / "two/checkpoints/step_00000004/task.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
