@@ -15,6 +15,7 @@ import pandas as pd
 
 from prevox.config.base import read_yaml
 from prevox.evaluation.statistics import Interval, paired_difference
+from study import STUDIES, Study
 
 NOTES = Path(__file__).with_name("notes")  # what a reader must know beside the numbers, one Markdown file a study
 HEAD = """# Results
@@ -74,15 +75,14 @@ def per_case(run: Path) -> pd.DataFrame:
     return scores.groupby("case").agg(subject=("subject", "first"), dice=("dice", "mean"))
 
 
-def difference_table(out: Path) -> str:
+def difference_table(study: Study, out: Path) -> str:
     rows = []
-    for run in arms_of(out):
-        scratch = out / run.name.replace("pretrained", "scratch")
-        if run.name.startswith("pretrained") and scratch.is_dir():
-            both = per_case(run).merge(per_case(scratch), on=["case", "subject"])
+    for labels in study.labels:
+        for arm, other in study.differences:
+            both = per_case(out / f"{arm}-{labels}").merge(per_case(out / f"{other}-{labels}"), on=["case", "subject"])
             gain = paired_difference(both["dice_x"], both["dice_y"], both["subject"])
-            rows.append([run.name.removeprefix("pretrained-"), interval(gain), str(gain.subjects)])
-    return table(["labelled subjects", "mean Dice, pre-trained minus scratch (paired)", "subjects"], rows)
+            rows.append([labels, f"{arm} minus {other}", interval(gain), str(gain.subjects)])
+    return table(["labelled subjects", "arms", "difference of mean Dice (paired)", "subjects"], rows)
 
 
 def trials_table(out: Path) -> str:
@@ -95,23 +95,48 @@ def trials_table(out: Path) -> str:
     )
 
 
-SCALES = {"mae": "normalised target: predicting zero gives 1", "s3d": "squared error of z-scored hidden voxels"}
+SCALES = {
+    "mae": "normalised target: predicting zero gives 1",
+    "s3d": "squared error of z-scored hidden voxels",
+    "glmae": "sum of its terms",
+}
 
 
-def pretraining_of(out: Path) -> Path:
-    return next(out / method for method in SCALES if (out / method / "summary.json").is_file())
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def pretraining_line(out: Path) -> str:
-    run = pretraining_of(out)
+def pretraining_line(run: Path) -> str:
     summary = json.loads((run / "summary.json").read_text())
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "loss" in row]  # the probe has rows of its own
+    rows = [row for row in log_of(run) if "loss" in row]  # the probe has rows of its own
     return (
-        f"Pre-training: {summary['images']} images of {summary['subjects']} subjects without labels, "
+        f"Pre-training `{run.name}`: {summary['images']} images of {summary['subjects']} subjects without labels, "
         f"{summary['steps']} steps in {summary['seconds']:.0f} s; loss ({SCALES[run.name]}) "
         f"from {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}.\n"
     )
+
+
+def probe_table(runs: list[Path]) -> str:
+    """The probe's curve of each run that has one, at eleven steps."""
+    rows = []
+    for run in runs:
+        found = [row for row in log_of(run) if "probe_dice" in row]
+        shown = [found[round(i * (len(found) - 1) / 10)] for i in range(11)] if found else []
+        curve = ", ".join(f"{row['step']}: {row['probe_dice']:.3f}" for row in shown)
+        rows += [[run.name, curve, f"{found[-1]['probe_floor']:.3f}"]] if found else []
+    return table(["pre-training", "probe's Dice by step", "raw voxels"], rows) if rows else ""
+
+
+def watch_line(run: Path) -> str:
+    """Between what bounds the teacher of GL-MAE stayed after its warm-up."""
+    rows = [row for row in log_of(run) if row.get("progress", 0) > 0.1 and "teacher_entropy" in row]
+    if not rows:
+        return ""
+    spans = (
+        f"{name} {min(row[name] for row in rows):.2f} to {max(row[name] for row in rows):.2f}"
+        for name in ("teacher_entropy", "kl", "information", "rank", "collapse")
+    )
+    return f"After a tenth of the run, from row to row of the log: {', '.join(spans)} (nats; rank of class tokens).\n"
 
 
 def minutes_of(out: Path) -> tuple[float, float]:
@@ -123,9 +148,10 @@ def minutes_of(out: Path) -> tuple[float, float]:
 
 
 def section(name: str, out: Path) -> str:
-    handed = pretraining_of(out)
-    environment = json.loads((handed / "environment.json").read_text())
-    date = json.loads((handed / "summary.json").read_text())["date"]
+    study = STUDIES[name]
+    runs = [out / run for run in study.pretrain]
+    environment = json.loads((runs[0] / "environment.json").read_text())
+    date = json.loads((runs[0] / "summary.json").read_text())["date"]
     root = pd.read_parquet(out / "catalogue.parquet")["root"].iloc[0]
     commands = (out / "commands.txt").read_text().replace(root, "DATA")
     training, whole = minutes_of(out)
@@ -136,9 +162,10 @@ def section(name: str, out: Path) -> str:
             f"{date}, {environment['processor']}, {environment['cores']} cores, "
             f"torch {environment['packages']['torch']}, revision {environment['git']}; {whole:.0f} minutes from "
             f"catalogue to report, {training:.0f} of them training, trials included.\n",
-            pretraining_line(out),
+            *(line for run in runs for line in (pretraining_line(run), watch_line(run)) if line),
+            probe_table(runs),
             arms_table(out),
-            difference_table(out),
+            difference_table(study, out),
             trials_table(out),
             note,
             f"<details><summary>All commands (`python benchmarks/study.py {name} DATA OUT`)</summary>\n",
