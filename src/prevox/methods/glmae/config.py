@@ -50,13 +50,13 @@ class GLMAEConfig(Config):
     teacher_temperature: Temperature = 0.04
     """Divides the teacher's outputs before the softmax."""
     centring: bool = True
-    """Subtract a moving mean from the teacher's outputs before the softmax."""
+    """Subtract a moving mean from the teacher's outputs, and scale the rest to unit length, before the softmax."""
     centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """How much of the centre stays at each update."""
     literal: bool = False
     """The paper's equation 7 as printed: student_temperature for both, no centring. It has trivial optima."""
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
-    """Teacher's momentum at the start; rises to 1 by a cosine."""
+    """Teacher's momentum at the start; rises to 1 by a cosine. Batches of a few images want 0.9995."""
     head_hidden: Annotated[int, Field(ge=1)] = 2048
     """Hidden width of the projection heads (three layers, GELU)."""
     head_outputs: Annotated[int, Field(ge=2)] = 512

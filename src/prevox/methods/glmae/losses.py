@@ -37,9 +37,15 @@ def reconstruction_loss(prediction_VLP: Tensor, target_VLP: Tensor, valid_VLP: T
 
 
 def teacher_distribution(e_BSK: Tensor, centre_K: Tensor | None, temperature: float) -> Tensor:
-    """Γ of the teacher's outputs (equation 7), after subtraction of the centre where there is one."""
+    """Γ of the teacher's outputs (equation 7), which are centred and scaled to unit length where there is a centre.
+
+    The scaling keeps what differs between views from fading: without it, outputs that come closer to their centre give
+    ever more uniform distributions, which the student then learns.
+    """
     e_BSK = e_BSK.float()
-    return ((e_BSK if centre_K is None else e_BSK - centre_K) / temperature).softmax(-1)
+    if centre_K is not None:
+        e_BSK = functional.normalize(e_BSK - centre_K, dim=-1)
+    return (e_BSK / temperature).softmax(-1)
 
 
 def consistency_loss(teacher_BSK: Tensor, student_BTK: Tensor, temperature: float) -> Tensor:

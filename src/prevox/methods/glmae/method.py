@@ -12,8 +12,8 @@ Readings and deviations, each with its reason on the methods page `glmae`:
 - Equation 5 is m ← μ m + (1 − μ) s with μ from 0.996 to 1; as printed, μ near 1 would make the teacher the student.
 - Equations 3 and 4 are the mean over views of the mean squared error of masked patches; as printed they are divided by
   the number of patches as well and would vanish beside consistency. `reconstruct: all` takes all patches.
-- Equation 7 has a temperature of 0.1 for the student and 0.04 for the teacher, whose outputs are centred (DINO);
-  `literal` is the equation as printed: one temperature (0.1), no centring.
+- Equation 7 has a temperature of 0.1 for the student and 0.04 for the teacher, whose outputs are centred (DINO) and
+  scaled to unit length; `literal` is the equation as printed: one temperature (0.1), no centring.
 - Head, decoder and momentum are not in the paper; its versions differ in the mask ratio (0.6 here).
 - Where a view reaches beyond its image (scale None), the input is 0 and padded voxels do not count.
 

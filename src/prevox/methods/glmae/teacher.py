@@ -23,8 +23,7 @@ LOOK_FROM = 0.1  # progress; before, all views look alike to an honest teacher t
 class ProjectionHead(nn.Sequential):
     """Three fully-connected layers with GELU between them (equation 6), without norms.
 
-    Weights start from a normal distribution with a deviation of 0.02 and biases from 0 (DINO), so that at first no
-    output stands out.
+    Weights start by Xavier's rule and biases from 0, as in the encoder: outputs differ between views from the start.
     """
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
@@ -33,7 +32,7 @@ class ProjectionHead(nn.Sequential):
         self.outputs = outputs
         for layer in layers:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
 
@@ -47,7 +46,7 @@ class Teacher(nn.Module):
         encoder: The student's, which is copied.
         head: The student's, which is copied.
         temperature: Of the softmax.
-        centring: Whether the centre is subtracted.
+        centring: Whether the centre is subtracted and the difference scaled to unit length.
         centre_momentum: How much of the centre stays at each update.
     """
 

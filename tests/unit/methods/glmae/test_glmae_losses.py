@@ -23,6 +23,12 @@ def gamma(e: list[float], t: float) -> list[float]:
     return [math.exp(value / t) / total for value in e]
 
 
+def unit(e: torch.Tensor) -> list[float]:
+    """What is left of an output behind the centre, at length 1."""
+    length = math.sqrt(sum(value**2 for value in e.tolist()))
+    return [value / length for value in e.tolist()]
+
+
 def cross_entropy(x: list[float], y: list[float]) -> float:
     """H of equation 8."""
     return -sum(a * math.log(b) for a, b in zip(x, y, strict=True))
@@ -34,7 +40,7 @@ def test_consistency_equals_a_loop_over_all_pairs(p: int, masked: int) -> None:
     teacher, student = torch.randn(3, p, 6), torch.randn(3, masked, 6)
     centre = torch.randn(6)
     pairs = [
-        cross_entropy(gamma((e_c - centre).tolist(), 0.4), gamma(e_v.tolist(), 0.7))
+        cross_entropy(gamma(unit(e_c - centre), 0.4), gamma(e_v.tolist(), 0.7))
         for image in range(3)
         for e_c in teacher[image].double()
         for e_v in student[image].double()
@@ -50,6 +56,13 @@ def test_uniform_outputs_give_log_k(outputs: int) -> None:
     got = consistency_loss(teacher_distribution(same, None, 0.04), same, 0.1)
     assert got.item() == pytest.approx(math.log(outputs), rel=1e-6)
     assert entropy(same.softmax(-1)).mean().item() == pytest.approx(math.log(outputs), rel=1e-6)
+
+
+def test_how_much_the_teachers_outputs_differ_from_their_centre_does_not_matter() -> None:
+    e, centre = torch.randn(2, 2, 16), torch.randn(16)
+    near = teacher_distribution(centre + 1e-3 * (e - centre), centre, 0.04)
+    torch.testing.assert_close(near, teacher_distribution(e, centre, 0.04), rtol=1e-3, atol=1e-5)
+    assert teacher_distribution(centre.expand(1, 1, 16), centre, 0.04).tolist() == [[[1 / 16] * 16]]
 
 
 def test_the_teachers_distribution_comes_first() -> None:
