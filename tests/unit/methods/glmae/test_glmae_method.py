@@ -57,7 +57,8 @@ def test_a_step_equals_the_equations_one_view_at_a_time(reconstruct: str, target
             for i in range(2):
                 unmasked = batch.views["global"].x_BCDHW[2 * image + i : 2 * image + i + 1]
                 e = method.teacher.head(method.teacher.encoder(unmasked)[:, 0])[0]
-                teacher = ((e - method.teacher.centre_K) / 0.04).softmax(0)
+                apart = e - method.teacher.centre_K
+                teacher = (apart / apart.square().sum().sqrt() / 0.04).softmax(0)
                 for j in range(count):
                     student = (projected[kind][count * image + j] / 0.1).log_softmax(0)
                     pairs.append(-(teacher * student).sum())
@@ -191,7 +192,7 @@ def test_leaving_validity_out_where_nothing_is_padded_changes_nothing(reconstruc
         found.append((output.scalars, torch.cat(gradients)))
     (looked, gradients), (known, same) = found
     torch.testing.assert_close(known, looked)
-    torch.testing.assert_close(same, gradients, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(same, gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_views_at_the_stores_resolution_are_padded_and_scaled_ones_never(tiny_store: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_teacher_computes_nothing_that_the_class_token_does_not_need() -> No
     e_BSK, _ = method.teacher(patches_VLP, (6, 4), IMAGES)
     assert seen == [1]
     whole = method.teacher.head(method.teacher.encoder(batch.views["global"].x_BCDHW)[:, 0])
-    torch.testing.assert_close(e_BSK.flatten(0, 1), whole)
+    torch.testing.assert_close(e_BSK.flatten(0, 1), whole, rtol=1e-4, atol=1e-4)
 
 
 # collapse
