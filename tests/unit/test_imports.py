@@ -23,6 +23,7 @@ FORBIDDEN = {
     "methods": ["prevox.train", "prevox.finetuning", "prevox.data"],
     "train": ["prevox.methods", "prevox.models", "prevox.finetuning", "prevox.verbs"],
     "evaluation": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
+    "benching": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
     "exporting": ["prevox.train", "prevox.data", "prevox.finetuning", "prevox.methods"],
     "reporting": ["torch", "prevox.train", "prevox.models", "prevox.methods", "prevox.finetuning", "prevox.inference"],
 }

@@ -59,6 +59,11 @@ VERBS: dict[str, Verb] = {
         "prevox.evaluation.compare:compare",
         "evaluated runs on the same cases: paired tests, ranks",
     ),
+    "bench": Verb(
+        "prevox.config.bench:BenchConfig",
+        "prevox.verbs.bench:bench",
+        "methods × data × labels × seeds from a file: run, compare",
+    ),
     "report": Verb(
         "prevox.config.runs:ReportConfig",
         "prevox.reporting.html:report",

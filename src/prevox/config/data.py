@@ -65,8 +65,22 @@ class SplitConfig(Config):
     """Seed of the division."""
     column: str | None = None
     """Column of the store's index that already says train, validation or test; then nothing is drawn."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: divide the subjects into this many parts; each is held out in one fold."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """With folds: which part is held out, from 0."""
     inner: bool = False
     """Divide the training subjects once more and leave the held-out ones alone: for choosing settings."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SplitConfig":
+        if self.folds is not None and self.column is not None:
+            raise ValueError(f"give folds or column, not both; the column '{self.column}' divides the subjects already")
+        if self.fold >= (self.folds or 1):
+            raise ValueError(
+                f"fold {self.fold} of {self.folds} folds; they are counted from 0" if self.folds else "fold needs folds"
+            )
+        return self
 
 
 class NormaliseConfig(Config):

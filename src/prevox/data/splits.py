@@ -30,22 +30,54 @@ def split_subjects(subjects: Sequence[str], validation: float, seed: int) -> tup
     return [s for s in unique if s not in held_out], [s for s in unique if s in held_out]
 
 
+def fold_subjects(subjects: Sequence[str], folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
+    """One division of a cross-validation: every subject is held out in exactly one fold.
+
+    Args:
+        subjects: Subjects; repetitions count once.
+        folds: Parts, whose sizes differ by one at most.
+        fold: The part that is held out, from 0.
+        seed: Seed of the permutation of the sorted subjects.
+
+    Returns:
+        Training and held-out subjects, each sorted.
+
+    Raises:
+        DataError: If there are fewer subjects than folds.
+    """
+    unique = sorted(set(subjects))
+    if len(unique) < folds:
+        raise DataError(
+            "--split.folds",
+            found=f"{folds} folds and {len(unique)} subjects",
+            expected="at least one subject for each fold",
+            remedy="Give fewer folds.",
+        )
+    order = np.random.default_rng(seed).permutation(len(unique))
+    held_out = {unique[position] for position in order[fold::folds]}
+    return [s for s in unique if s not in held_out], [s for s in unique if s in held_out]
+
+
 def split_images(index: pd.DataFrame, config: SplitConfig) -> dict[str, list[str]]:
     """Divide images by subject.
 
     Args:
         index: Store index or catalogue: image ids in its index or its column `image`, and a column `subject`.
-        config: Share and seed, or the column that says it already.
+        config: Share and seed, or folds, or the column that says it already.
 
     Returns:
         {"train": ids, "validation": ids}, sorted. Images marked `test` in a column are in neither; with `inner`, those
         that the outer division holds out are in neither.
 
     Raises:
-        DataError: If the column does not exist, holds other values, cuts through a subject or leaves no training image.
+        DataError: If the column does not exist, holds other values, cuts through a subject or leaves no training image;
+            or if there are fewer subjects than folds.
     """
     images, subjects = _ids(index), index["subject"].astype(str).to_numpy()
-    if config.column is None:
+    if config.folds is not None:
+        train, validation = fold_subjects(list(subjects), config.folds, config.fold, config.seed)
+        sides = dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation")
+    elif config.column is None:
         train, validation = split_subjects(list(subjects), config.validation, config.seed)
         sides = dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation")
     else:

@@ -19,7 +19,7 @@ def list_all(config: ListConfig) -> None:
         table.add_row("method", name, method.summary)
     for name, model in MODELS.items():
         table.add_row("model", name, model.summary)
-    for verb in ("pretrain", "finetune"):
+    for verb in ("pretrain", "finetune", "bench"):
         for name in recipe_names(verb):
             table.add_row(f"{verb} recipe", name, _first_comment(verb, name))
     for name, layout in LAYOUTS.items():

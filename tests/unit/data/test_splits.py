@@ -45,6 +45,39 @@ def test_no_subject_is_cut_and_row_order_does_not_matter(subjects, validation, s
     assert split_images(index.set_index("image"), config) == sides
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([f"s{n}" for n in range(12)]), min_size=1, max_size=40),
+    st.integers(2, 6),
+    st.integers(0, 100),
+)
+def test_folds_hold_every_subject_out_once_and_cut_none(subjects, folds, seed):
+    index = index_of(subjects)
+    owner = dict(zip(index["image"], index["subject"], strict=True))
+    if len(set(subjects)) < folds:
+        with pytest.raises(DataError, match="at least one subject for each fold"):
+            split_images(index, SplitConfig(folds=folds, seed=seed))
+        return
+    held_out = []
+    for fold in range(folds):
+        sides = split_images(index, SplitConfig(folds=folds, fold=fold, seed=seed))
+        assert sorted(sides["train"] + sides["validation"]) == sorted(index["image"])
+        train, held = ({owner[image] for image in sides[side]} for side in ("train", "validation"))
+        assert not train & held
+        inner = split_images(index, SplitConfig(folds=folds, fold=fold, seed=seed, inner=True))
+        assert sorted(inner["train"] + inner["validation"]) == sides["train"], "settings are chosen without the fold"
+        held_out.append(held)
+    assert sorted(subject for held in held_out for subject in held) == sorted(set(subjects))
+    sizes = [len(held) for held in held_out]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_folds_and_a_column_exclude_each_other_and_folds_count_from_0():
+    for wrong in ({"folds": 2, "column": "fold"}, {"folds": 3, "fold": 3}, {"fold": 1}, {"folds": 1}):
+        with pytest.raises(ValueError, match="fold"):
+            SplitConfig(**wrong)
+
+
 def test_share_and_seed():
     subjects = [f"s{n:03d}" for n in range(100)]
     train, validation = split_subjects(subjects, 0.2, 0)

@@ -1,0 +1,105 @@
+"""From finished cells to a comparison: scores averaged over seeds, folds side by side, arms compared on the same cases.
+
+Seeds are repetitions on the same cases, so a case's score is the mean over them; averaging first keeps the subject the
+unit of every test. The folds of a cross-validation hold different cases, which are put one below the other.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prevox.benching.folder import Folder, read_json
+from prevox.benching.plan import Cell
+from prevox.config.bench import BenchFile
+from prevox.output import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("dice", "hd95", "nsd", "asd", "reference_ml", "prediction_ml")
+LISTS = ("failed", "not_predicted", "trained_on")
+
+
+def groups(bench: BenchFile, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, str | None]]]:
+    """What is compared with each other: cells of one label fraction, on held-out cases or on an unseen dataset.
+
+    Returns:
+        Name of the comparison → cells, each with the unseen dataset that it was tested on (None: its held-out cases).
+    """
+    found: dict[str, list[tuple[Cell, str | None]]] = {}
+    for cell in cells:
+        if cell.absent is not None:
+            continue
+        found.setdefault(f"labels-{cell.labels}", []).append((cell, None))
+        for name in bench.test_on.get(cell.dataset, ()):
+            found.setdefault(f"labels-{cell.labels}.on-{name}", []).append((cell, name))
+    return found
+
+
+def average(
+    bench: BenchFile, folder: Folder, members: Sequence[tuple[Cell, str | None]], group: str
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Write the averaged scores of every arm of a comparison that has all its seeds and folds.
+
+    Returns:
+        Arm → evaluation folders, one for each dataset; and what is left out, in words.
+    """
+    parts: dict[tuple[str, str], list[tuple[Cell, str | None]]] = {}
+    for cell, tested in members:
+        parts.setdefault((cell.arm, cell.dataset), []).append((cell, tested))
+    several = len({dataset for _, dataset in parts}) > 1
+    arms: dict[str, list[Path]] = {}
+    left_out = []
+    for (arm, dataset), found in parts.items():
+        places = [folder.run(cell) if on is None else folder.tested(cell, on) for cell, on in found]
+        missing = [cell.name for (cell, _), place in zip(found, places, strict=True) if not _scored(place)]
+        if missing:
+            left_out.append(f"{arm} on {dataset}: {len(missing)} of {len(found)} runs are not finished ({missing[0]})")
+            continue
+        out = folder.out / "averaged" / group / arm.replace(" ", ".") / dataset
+        out.mkdir(parents=True, exist_ok=True)
+        label = dataset if found[0][1] is None else f"{dataset} to {found[0][1]}"
+        table = averaged([_read(place) for place in places], label, prefix=f"{dataset}/" if several else "")
+        with replacing(out / "scores.parquet") as path:
+            table.to_parquet(path, index=False)
+        summaries = [read_json(place / "evaluation" / "summary.json") for place in places]
+        content: dict[str, object] = {"tolerance_mm": summaries[0].get("tolerance_mm"), "seeds": list(bench.seeds)}
+        for key in LISTS:
+            ids = {str(case) for summary in summaries for case in summary.get(key) or []}
+            content[key] = sorted(f"{dataset}/{case}" if several else case for case in ids)
+        with replacing(out / "summary.json") as path:
+            path.write_text(json.dumps(content, indent=1))
+        arms.setdefault(arm, []).append(out)
+    return arms, left_out
+
+
+def averaged(tables: "Sequence[pd.DataFrame]", dataset: str, prefix: str = "") -> "pd.DataFrame":
+    """One row per case and class: the mean over the runs that scored it.
+
+    A class that is empty in reference and prediction of a case is not counted; where only some seeds have it so, the
+    mean is over the others.
+
+    Args:
+        tables: Scores of `prevox evaluate`, of all seeds and folds.
+        dataset: Name to give them.
+        prefix: Put before cases and subjects, so that those of two datasets stay apart.
+    """
+    import pandas as pd
+
+    rows = pd.concat(tables, ignore_index=True)
+    found = rows.groupby(["case", "class"], sort=False, as_index=False).agg(
+        {"subject": "first", **dict.fromkeys(SCORES, "mean")}
+    )
+    found["case"], found["subject"] = prefix + found["case"].astype(str), prefix + found["subject"].astype(str)
+    return found.assign(dataset=dataset)
+
+
+def _scored(place: Path) -> bool:
+    return (place / "evaluation" / "summary.json").is_file()
+
+
+def _read(place: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_parquet(place / "evaluation" / "scores.parquet")

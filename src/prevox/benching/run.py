@@ -1,0 +1,299 @@
+"""Run what is missing of a plan. A command that fails costs only what needs it; it is named, and the rest goes on."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prevox.benching.commands import Commands, Outcome
+from prevox.benching.folder import Folder, append_line, mean_dice, read_json, read_lines
+from prevox.benching.plan import Cell, Pretraining, Trial, dataset_folder, trials
+from prevox.config.base import section, write_yaml
+from prevox.config.bench import BenchFile
+from prevox.config.data import SplitConfig
+from prevox.console import console, warn
+from prevox.errors import ConfigError, RunError
+
+FIXED = "Last good checkpoint"  # said where a loss is not finite, which the same settings would end in again
+
+
+class CellFailedError(Exception):
+    """Something that a cell needs has failed."""
+
+
+@dataclass
+class Runner:
+    """Runs cells with all that they need, each thing once.
+
+    Attributes:
+        failures: Name → reason of what failed, in the order in which it did.
+        warnings: What a reader of the results must know, each once.
+    """
+
+    bench: BenchFile
+    paths: dict[str, list[Path]]
+    folder: Folder
+    commands: Commands
+    failures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def cell(self, cell: Cell) -> None:
+        """Train and score a cell, after its dataset, pre-training and trials; a failure is noted, not raised."""
+        try:
+            self._cell(cell)
+        except CellFailedError as error:
+            self._note(cell.name, str(error))
+
+    def dataset(self, name: str) -> Path:
+        """Catalogue and prepare a dataset.
+
+        Returns:
+            Its folder.
+        """
+        config, paths = self.bench.datasets[name], self.paths[name]
+        folder = self.folder.out / "data" / dataset_folder(name, config)
+        catalogue, store = folder / "catalogue.parquet", folder / "store"
+        self._once(f"dataset {name}")
+        table = ["--table", paths[0] / config.table] if config.table else []
+        group = ["--group", config.group] if config.group else []
+        if not (folder / "source.json").is_file():
+            found = fingerprint(paths)
+            words = [*paths, *table, *group, "--out", catalogue]
+            self._must(self.commands.run("catalogue", *words, log=folder.name, of=name), f"dataset {name}")
+            (folder / "source.json").write_text(json.dumps(found))
+        spacing = config.spacing if isinstance(config.spacing, tuple) else [config.spacing]
+        if not (store / "index.parquet").is_file():
+            words = ["--catalogue", catalogue, "--out", store, "--spacing", *spacing, "--crop", config.crop]
+            self._must(self.commands.run("prepare", *words, log=folder.name, of=name), f"dataset {name}")
+        return folder
+
+    def _cell(self, cell: Cell) -> None:
+        tested_on = self.bench.test_on.get(cell.dataset, ())
+        if self.folder.state(cell, tested_on) == "done":
+            return
+        folder = self.dataset(cell.dataset)
+        start = [] if cell.pretraining is None else ["--pretrained", self._pretraining(cell.pretraining)]
+        run = self.folder.run(cell)
+        if not self.folder.trained(cell):
+            settings = self.with_labels({**cell.settings}, cell, folder)
+            rate = self._rate(cell, folder, start)
+            if rate is not None:
+                settings["optim"] = {**section(settings, "optim"), "lr": rate}
+            self._train("finetune", cell, settings, folder, start)
+            seen = read_json(run / "split.json").get("seen_in_pretraining")
+            if seen:
+                self._warn(
+                    f"{cell.arm}: its pre-training has learnt from {len(seen)} of the images of {cell.dataset} that "
+                    "are held out here (without labels)"
+                )
+        self._score(run, folder, cell.name)
+        for name in tested_on:
+            self._test(cell, name)
+
+    def _pretraining(self, pretraining: Pretraining) -> Path:
+        if not self.folder.trained(pretraining):
+            self._once(pretraining.name)
+            self._train("pretrain", pretraining, pretraining.settings, self.dataset(pretraining.dataset), [])
+        return self.folder.run(pretraining)
+
+    def _train(
+        self, verb: str, of: Cell | Trial | Pretraining, settings: dict[str, Any], data: Path, words: list[Any]
+    ) -> None:
+        recipe = self.folder.out / "settings" / f"{of.name}.yaml"
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(recipe, json.loads(json.dumps(settings)))
+        words = ["--recipe", recipe, "--store", data / "store", "--resume", *words, "--out", self.folder.run(of)]
+        self._must(self.commands.run(verb, *words, log=of.name, of=of.name), of.name)
+        if not self.folder.trained(of):
+            self._fail(of.name, "stopped by a signal before its end")
+
+    def _score(self, run: Path, data: Path, name: str) -> None:
+        """Predict and score the held-out images, once."""
+        if (run / "evaluation" / "summary.json").is_file():
+            return
+        catalogue = data / "catalogue.parquet"
+        predict = ["--run", run, "--images", catalogue, "--split", "validation"]
+        self._must(self.commands.run("predict", *predict, log=name, of=name), name)
+        evaluate = ["--predictions", run, "--references", catalogue]
+        self._must(self.commands.run("evaluate", *evaluate, log=name, of=name), name)
+
+    def _test(self, cell: Cell, dataset: str) -> None:
+        """Predict and score all images of an unseen dataset, once, by the run's classes."""
+        place = self.folder.tested(cell, dataset)
+        if (place / "evaluation" / "summary.json").is_file():
+            return
+        catalogue, of = self.dataset(dataset) / "catalogue.parquet", f"{cell.name} on {dataset}"
+        predict = ["--run", self.folder.run(cell), "--images", catalogue, "--out", place / "predictions"]
+        self._must(self.commands.run("predict", *predict, log=cell.name, of=of), cell.name)
+        classes = read_json(self.folder.run(cell) / "classes.json")
+        regions = [f"{name}={','.join(map(str, values))}" for name, values in classes.items()]
+        evaluate = ["--predictions", place / "predictions", "--references", catalogue, "--out", place / "evaluation"]
+        self._must(self.commands.run("evaluate", *evaluate, "--regions", *regions, log=cell.name, of=of), cell.name)
+
+    def _rate(self, cell: Cell, data: Path, start: list[Any]) -> float | None:
+        """The learning rate with the best mean Dice on the inner split; None where there is nothing to choose."""
+        scores: dict[float, float] = {}
+        planned = trials(self.bench, cell)
+        for trial in planned:
+            reason = self._trial(trial, data, start)
+            dice = mean_dice(self.folder.run(trial) / "evaluation")
+            if dice is not None:
+                scores[trial.lr] = dice
+            elif FIXED not in reason:
+                raise CellFailedError(f"trial of rate {trial.lr:g}: {reason}; without it no rate is chosen fairly")
+        if planned and not scores:
+            raise CellFailedError(f"no rate of {[trial.lr for trial in planned]} gave a finite loss")
+        return max(scores, key=lambda rate: scores[rate]) if scores else None
+
+    def _trial(self, trial: Trial, data: Path, start: list[Any]) -> str:
+        """Run a trial unless its outcome is known, and list it.
+
+        Returns:
+            Why it has no score; "" if it has one.
+        """
+        path, run = self.folder.out / "trials.jsonl", self.folder.run(trial)
+        known = {row["trial"]: row for row in read_lines(path)}.get(trial.name)
+        if known and (FIXED in known["reason"] or (run / "evaluation" / "summary.json").is_file()):
+            return str(known["reason"])
+        reason = ""
+        try:
+            self._once(trial.name)
+            settings = self.with_labels({**trial.settings}, trial.cell, data)
+            if not self.folder.trained(trial):
+                self._train("finetune", trial, settings, data, start)
+            self._score(run, data, trial.name)
+        except CellFailedError as error:
+            reason = str(error)
+        cell = trial.cell
+        row = {
+            "trial": trial.name,
+            "dataset": cell.dataset,
+            "arm": cell.arm,
+            "labels": cell.labels,
+            "fold": cell.fold,
+            "lr": trial.lr,
+            "steps": self.bench.trial_steps,
+            "dice": mean_dice(run / "evaluation"),
+            "reason": reason,
+            "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        append_line(path, row)
+        return reason
+
+    def with_labels(self, settings: dict[str, Any], cell: Cell, data: Path) -> dict[str, Any]:
+        """Settings with the number of labelled subjects; in a trial not more than the inner split has."""
+        if cell.labels == "all":
+            return settings
+        from prevox.data.splits import split_images
+        from prevox.data.store import Store
+
+        index = Store(data / "store").index
+        inner = SplitConfig.parse(settings["split"])
+        labelled = {}
+        for part in (inner.model_copy(update={"inner": False}), inner):
+            rows = index.loc[split_images(index, part)["train"]]
+            labelled[part.inner] = int(rows.loc[rows["label_path"].notna(), "subject"].astype(str).nunique())
+        outer = labelled[False]
+        wanted = max(1, round(cell.labels * outer)) if isinstance(cell.labels, float) else int(cell.labels)
+        if wanted > outer:
+            raise CellFailedError(f"labels {cell.labels}: {cell.dataset} has only {outer} labelled training subjects")
+        return {**settings, "labels": min(wanted, labelled[inner.inner])}
+
+    def _once(self, name: str) -> None:
+        """What has failed in this call is not tried again in it."""
+        if name in self.failures:
+            raise CellFailedError(f"{name}: {self.failures[name]}")
+
+    def _must(self, outcome: Outcome, name: str) -> None:
+        if outcome.failed:
+            self._fail(name, outcome.reason)
+        elif outcome.code:
+            self._warn(f"{name}: some cases failed: {outcome.reason}")
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._note(name, reason)
+        raise CellFailedError(f"{name}: {reason}")
+
+    def _note(self, name: str, reason: str) -> None:
+        if name not in self.failures:
+            self.failures[name] = reason
+            console.print(f"failed: {name}: {reason}", markup=False, style="red")
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+            warn(message)
+
+
+def given_paths(bench: BenchFile, data: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Paths of the datasets, absolute, from NAME=PATH.
+
+    Raises:
+        ConfigError: If a word is no NAME=PATH, names no dataset, or a path does not exist.
+    """
+    found: dict[str, list[Path]] = {}
+    for word in data:
+        name, equals, path = word.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"data: '{word}' is no NAME=PATH; the names are {', '.join(bench.datasets)}.")
+        if name not in bench.datasets:
+            raise ConfigError(f"data: '{name}' is no dataset of the file; expected one of {', '.join(bench.datasets)}.")
+        if not Path(path).exists():
+            raise ConfigError(f"data: {name}={path}: no such folder. Give the folder of the dataset '{name}'.")
+        found.setdefault(name, []).append(Path(path).absolute())
+    return found
+
+
+def needed(bench: BenchFile, cells: list[Cell]) -> list[str]:
+    """Datasets that runnable cells are trained, pre-trained or tested on."""
+    names: dict[str, None] = {}
+    for cell in cells:
+        if cell.absent is None:
+            own = [cell.dataset, *([cell.pretraining.dataset] if cell.pretraining else [])]
+            names |= dict.fromkeys([*own, *bench.test_on.get(cell.dataset, ())])
+    return list(names)
+
+
+def fingerprint(paths: list[Path]) -> dict[str, Any]:
+    """What a dataset consists of, without opening a scan: names and sizes of its files."""
+    return {str(path): sorted(_files(path)) for path in paths}
+
+
+def check_sources(bench: BenchFile, paths: dict[str, list[Path]], out: Path) -> None:
+    """Refuse scans other than those that the bench was begun with.
+
+    Raises:
+        RunError: If a path, or a file's name or size below it, has changed.
+    """
+    for name, given in paths.items():
+        path = out / "data" / dataset_folder(name, bench.datasets[name]) / "source.json"
+        known = read_json(path)
+        if not known:
+            continue
+        now = json.loads(json.dumps(fingerprint(given)))
+        if now.keys() != known.keys():
+            raise RunError(
+                f"dataset {name}: the bench was begun with {', '.join(known)}, and this call gives {', '.join(now)}. "
+                "Give the same --data, or another --out."
+            )
+        for root in now:
+            changed = [row[0] for row in now[root] if row not in known[root]]
+            changed += [row[0] for row in known[root] if row[0] not in {new[0] for new in now[root]}]
+            if changed:
+                raise RunError(
+                    f"dataset {name}: {len(changed)} files below {root} are not those that the bench was begun with "
+                    f"({changed[0]}, for example). Runs on other scans are not mixed: give another --out."
+                )
+
+
+def _files(path: Path) -> Iterator[list[Any]]:
+    if path.is_file():
+        yield [path.name, path.stat().st_size]
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder) / name
+            if file.is_file():
+                yield [str(file.relative_to(path)), file.stat().st_size]

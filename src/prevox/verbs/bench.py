@@ -1,0 +1,250 @@
+"""`prevox bench`: everything that a file compares, run once, and compared."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from prevox.benching.budget import Budget, estimate
+from prevox.benching.commands import Commands
+from prevox.benching.folder import Folder, mean_dice, read_json
+from prevox.benching.gather import average, groups
+from prevox.benching.plan import Cell, Pretraining, Trial, plan, trials
+from prevox.benching.run import Runner, check_sources, given_paths, needed
+from prevox.config.base import load_recipe, read_yaml, write_yaml
+from prevox.config.bench import BenchConfig, BenchFile, read_bench
+from prevox.console import console, warn
+from prevox.errors import ConfigError
+from prevox.output import replacing
+from prevox.signals import stop_signals
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` leaves behind.
+
+    Attributes:
+        path: Its folder.
+        cells: One row per cell, as in cells.csv.
+        failures: Name → reason of what failed in this call.
+        budget: With --budget: estimated seconds; None without, or where the data were not given.
+    """
+
+    path: Path
+    cells: list[dict[str, Any]]
+    failures: dict[str, str]
+    budget: Budget | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something failed, else 0."""
+        return int(bool(self.failures))
+
+
+def bench(config: BenchConfig) -> BenchResult:
+    """Run what is missing of a bench file, and compare.
+
+    Raises:
+        ConfigError: If the file or --data do not fit, or --out holds something else.
+        RunError: If the scans have changed, another bench works in the folder, or a signal asked to stop.
+    """
+    file = read_bench(config.file)
+    cells = plan(file)
+    paths = given_paths(file, config.data)
+    missing = [name for name in needed(file, cells) if name not in paths]
+    folder = Folder(config.out)
+    if missing and config.budget:
+        _show(file, cells, folder, None)
+        console.print(f"times need the data: give --data {' '.join(f'{name}=PATH' for name in missing)}", markup=False)
+        return BenchResult(config.out, _rows(file, cells, folder, {}), {})
+    if missing:
+        raise ConfigError(f"data: not given for {', '.join(missing)}. Add --data {missing[0]}=PATH.")
+    if not needed(file, cells):
+        _show(file, cells, folder, None)
+        raise ConfigError(f"{config.file}: no cell of it can be run yet; the reasons stand above.")
+    with folder.locked() as lock, stop_signals() as stop:
+        check_sources(file, paths, config.out)
+        _say_changes(config, file, cells, folder)
+        runner = Runner(file, paths, folder, Commands(config.out, lock, stop))
+        if config.budget:
+            budget = estimate(file, cells, runner)
+            _show(file, cells, folder, budget)
+            return BenchResult(config.out, _rows(file, cells, folder, {}), runner.failures, budget)
+        _show(file, cells, folder, None)
+        for cell in cells:
+            if cell.absent is None:
+                runner.cell(cell)
+                _write_cells(config.out, _rows(file, cells, folder, runner.failures))
+        _compare(file, cells, runner)
+        _report(cells, runner, title=config.file)
+    rows = _rows(file, cells, folder, runner.failures)
+    _write_cells(config.out, rows)
+    _say_end(rows, runner, config.out)
+    return BenchResult(config.out, rows, runner.failures)
+
+
+def _compare(file: BenchFile, cells: list[Cell], runner: Runner) -> None:
+    """Compare the arms of each label fraction, on held-out cases and on each unseen dataset."""
+    out = runner.folder.out
+    shutil.rmtree(out / "averaged", ignore_errors=True)
+    for group, members in groups(file, cells).items():
+        arms, left_out = average(file, runner.folder, members, group)
+        for reason in left_out:
+            warn(f"comparison {group}: left out: {reason}")
+        if len(arms) < 2:
+            console.print(f"comparison {group}: {len(arms)} arms are finished; two are needed", markup=False)
+            continue
+        words = ["--runs", *(f"{arm}={place}" for arm, places in arms.items() for place in places)]
+        words += ["--baseline", file.baseline] if file.baseline in arms else []
+        for metric in file.metrics:
+            name = f"{group}.{metric}"
+            target = ["--metric", metric, "--out", out / "comparison" / name]
+            outcome = runner.commands.run("compare", *words, *target, log="comparison", of=name)
+            if outcome.failed:
+                runner.failures[f"comparison {name}"] = outcome.reason
+
+
+def _report(cells: list[Cell], runner: Runner, title: str) -> None:
+    """One page with every scored run and what it was pre-trained with."""
+    folder = runner.folder
+    scored = [cell for cell in cells if (folder.run(cell) / "evaluation" / "summary.json").is_file()]
+    pretrained = {cell.pretraining.name: folder.run(cell.pretraining) for cell in scored if cell.pretraining}
+    if scored:
+        words = ["--runs", *map(folder.run, scored), *pretrained.values(), "--out", folder.out / "report.html"]
+        outcome = runner.commands.run("report", *words, "--title", title, log="report", of="report.html")
+        if outcome.failed:
+            runner.failures["report"] = outcome.reason
+
+
+def _say_changes(config: BenchConfig, file: BenchFile, cells: list[Cell], folder: Folder) -> None:
+    """Say which finished runs no longer belong to the file, and keep a copy of the file."""
+    content, copy = load_recipe("bench", config.file), config.out / "bench.yaml"
+    planned = {
+        "cells": [cell.name for cell in cells],
+        "trials": [trial.name for cell in cells for trial in trials(file, cell)],
+        "pretrain": [cell.pretraining.name for cell in cells if cell.pretraining],
+    }
+    for kind, names in planned.items():
+        left = folder.left_over(kind, names)
+        if left:
+            warn(
+                f"{len(left)} of the runs in {config.out / kind} were made from other settings than the file's now and "
+                f"are not used: {', '.join(left[:3])}{' …' if len(left) > 3 else ''}"
+            )
+    if not copy.is_file() or read_yaml(copy) != content:
+        write_yaml(copy, content, header=f"the bench file {config.file} as it was at the last call")
+
+
+def _rows(file: BenchFile, cells: Sequence[Cell], folder: Folder, failures: dict[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for cell in cells:
+        run = folder.run(cell)
+        state = folder.state(cell, file.test_on.get(cell.dataset, ()))
+        row = {
+            "dataset": cell.dataset,
+            "arm": cell.arm,
+            "labels": cell.labels,
+            "fold": cell.fold,
+            "seed": cell.seed,
+            "state": "failed" if cell.name in failures else state,
+            "subjects": None,
+            "lr": None,
+            "steps": None,
+            "seconds": None,
+            "dice": mean_dice(run / "evaluation"),
+            "reason": failures.get(cell.name) or cell.absent or "",
+            "folder": f"cells/{cell.name}",
+        }
+        summary = read_json(run / "summary.json")
+        if summary:
+            row |= {key: summary.get(key) for key in ("subjects", "steps", "seconds")}
+            row["lr"] = read_yaml(run / "config.yaml")["optim"]["lr"]
+        for name in file.test_on.get(cell.dataset, ()):
+            row[f"dice on {name}"] = mean_dice(folder.tested(cell, name) / "evaluation")
+        rows.append(row)
+    return rows
+
+
+def _write_cells(out: Path, rows: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    with replacing(out / "cells.csv") as path:
+        pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def _show(file: BenchFile, cells: list[Cell], folder: Folder, budget: Budget | None) -> None:
+    """Every cell with its state, the trials and pre-trainings behind them, and times where they are known."""
+    table = Table(title=f"{len(cells)} cells")
+    columns = ["dataset", "arm", "labels", *(["fold"] if file.folds else []), "seed", "state"]
+    for column in [*columns, *(["training"] if budget else [])]:
+        table.add_column(column)
+    states: Counter[str] = Counter()
+    for cell in cells:
+        state = folder.state(cell, file.test_on.get(cell.dataset, ()))
+        states[state] += 1
+        values = [cell.dataset, cell.arm, cell.labels, *([cell.fold] if file.folds else []), cell.seed, state]
+        time = [_time(budget, cell.name)] if budget else []
+        table.add_row(*map(str, values), *time)
+    console.print(table)
+    for reason in dict.fromkeys(f"{cell.arm} cannot be run: {cell.absent}" for cell in cells if cell.absent):
+        console.print(reason, markup=False)
+    tried = {trial.name: trial for cell in cells for trial in trials(file, cell)}
+    shared = {cell.pretraining.name: cell.pretraining for cell in cells if cell.pretraining}
+    behind: list[Pretraining | Trial] = [*shared.values(), *tried.values()]
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    open_runs = [run for run in behind if not folder.trained(run)]
+    console.print(
+        f"{counts}; behind them {len(shared)} pre-trainings and {len(tried)} learning-rate trials, {len(open_runs)} of "
+        "these not done",
+        markup=False,
+    )
+    if budget:
+        _show_budget(budget, [run.name for run in behind])
+
+
+def _show_budget(budget: Budget, behind: list[str]) -> None:
+    rows = {name: budget.seconds[name] for name in behind if name in budget.seconds}
+    for name, seconds in rows.items():
+        console.print(f"  {minutes(seconds):>9}  {name}", markup=False)
+    for reason in dict.fromkeys(budget.unknown.values()):
+        warn(f"no estimate: {reason}")
+    training = sum(budget.seconds.values())
+    scoring = "" if budget.scoring is None else f" and {minutes(budget.scoring * _scored(budget))} of scoring"
+    note = "; scoring is not in it until a first run has been scored" if budget.scoring is None else ""
+    unknown = f", without {len(budget.unknown)} runs that could not be estimated" if budget.unknown else ""
+    console.print(
+        f"still to do: {minutes(training)} of training{scoring} on this machine as busy as it is now{unknown}{note}; "
+        f"{minutes(budget.spent)} spent so far",
+        markup=False,
+    )
+
+
+def _scored(budget: Budget) -> int:
+    """Runs that are scored once trained: all but pre-trainings, whose names have no labels."""
+    return sum(".labels-" in name for name in budget.seconds)
+
+
+def _time(budget: Budget, name: str) -> str:
+    return minutes(budget.seconds[name]) if name in budget.seconds else "?" if name in budget.unknown else "–"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as minutes, or as hours from two on."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
+def _say_end(rows: list[dict[str, Any]], runner: Runner, out: Path) -> None:
+    for message in runner.warnings:
+        warn(message)
+    for name, reason in runner.failures.items():
+        console.print(f"failed: {name}: {reason}", markup=False, style="red")
+    states = Counter(row["state"] for row in rows)
+    console.print(
+        f"bench: {', '.join(f'{number} {state}' for state, number in states.items())}; {out / 'cells.csv'}, "
+        f"{out / 'comparison'}, {out / 'report.html'}",
+        markup=False,
+    )
