@@ -175,7 +175,8 @@ def _cell(
     if absent is not None:
         name = _name([*words, *folded, f"seed-{seed}"], absent)
         return Cell(name=name, settings={}, pretraining=None, rates=(), absent=absent, **common)
-    overrides = [backbone, method, *(value for _, value in touched.values())]
+    own = Overrides(finetune=bench.datasets[dataset].finetune)
+    overrides = [backbone, own, method, *(value for _, value in touched.values())]
     pretraining = None
     if method.pretrain is not None:
         pretraining = _pretraining(bench, dataset, method_name, backbone_name, overrides, touched, fold)
@@ -215,8 +216,7 @@ def _pretraining(
     given = [override.pretrain_on for override in overrides if override.pretrain_on is not None]
     source = given[-1] if given else bench.pretrain_on or dataset
     changing = [f"{axis}-{value}" for axis, (value, by) in touched.items() if by.pretrain or by.pretrain_on]
-    words = [source, method, backbone, *changing]
-    where = f"pre-training {'.'.join(words)}"
+    where = f"pre-training {'.'.join([source, method, backbone, *changing])}"
     parts = [override.pretrain or {} for override in overrides]
     settings = _resolved("pretrain", parts, where)
     over: Settings = {}
@@ -225,7 +225,6 @@ def _pretraining(
     settings["model"] = merge(bench.backbones[backbone].model, over)  # not the recipe's: the one that scratch has
     own = source == dataset  # then the held-out subjects stay unseen
     settings["split"] = _split(bench, source, fold if own else None)
-    words += [f"fold-{fold}"] if own and fold is not None else []
     if own and settings.get("use") == "all":
         raise ConfigError(
             f"{where}: 'use' is all, so it would learn from the images of {dataset} that are held out. Set pretrain: "
@@ -234,6 +233,9 @@ def _pretraining(
     names = {part: section(settings, part).get("name") for part in ("method", "model")}
     schema = pretrain_schema(**{part: str(name) for part, name in names.items() if name})
     checked = schema.parse({**settings, "store": "store", "out": "out"}, where)
+    # named by what it is, not by the arm: arms that fine-tune in different ways share it
+    words = [source, *(str(getattr(getattr(checked, part), "name", "")) for part in names), *changing]
+    words += [f"fold-{fold}"] if own and fold is not None else []
     return Pretraining(_name(words, [_made_of(source, bench), _given(checked)]), source, settings)
 
 

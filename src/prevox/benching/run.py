@@ -53,21 +53,30 @@ class Runner:
         Returns:
             Its folder.
         """
+        config, folder = self.bench.datasets[name], self.catalogue(name)
+        spacing = config.spacing if isinstance(config.spacing, tuple) else [config.spacing]
+        if not (folder / "store" / "index.parquet").is_file():
+            words = ["--catalogue", folder / "catalogue.parquet", "--out", folder / "store"]
+            words += ["--spacing", *spacing, "--crop", config.crop]
+            self._must(self.commands.run("prepare", *words, log=folder.name, of=name), f"dataset {name}")
+        return folder
+
+    def catalogue(self, name: str) -> Path:
+        """Catalogue a dataset; its files are noted first, so that later calls know whether they are the same.
+
+        Returns:
+            Its folder.
+        """
         config, paths = self.bench.datasets[name], self.paths[name]
         folder = self.folder.out / "data" / dataset_folder(name, config)
-        catalogue, store = folder / "catalogue.parquet", folder / "store"
         self._once(f"dataset {name}")
-        table = ["--table", paths[0] / config.table] if config.table else []
-        group = ["--group", config.group] if config.group else []
         if not (folder / "source.json").is_file():
             found = fingerprint(paths)
-            words = [*paths, *table, *group, "--out", catalogue]
+            words = [*paths, *(["--table", paths[0] / config.table] if config.table else [])]
+            words += ["--group", config.group] if config.group else []
+            words += ["--out", folder / "catalogue.parquet"]
             self._must(self.commands.run("catalogue", *words, log=folder.name, of=name), f"dataset {name}")
             (folder / "source.json").write_text(json.dumps(found))
-        spacing = config.spacing if isinstance(config.spacing, tuple) else [config.spacing]
-        if not (store / "index.parquet").is_file():
-            words = ["--catalogue", catalogue, "--out", store, "--spacing", *spacing, "--crop", config.crop]
-            self._must(self.commands.run("prepare", *words, log=folder.name, of=name), f"dataset {name}")
         return folder
 
     def _cell(self, cell: Cell) -> None:
@@ -125,7 +134,7 @@ class Runner:
         place = self.folder.tested(cell, dataset)
         if (place / "evaluation" / "summary.json").is_file():
             return
-        catalogue, of = self.dataset(dataset) / "catalogue.parquet", f"{cell.name} on {dataset}"
+        catalogue, of = self.catalogue(dataset) / "catalogue.parquet", f"{cell.name} on {dataset}"
         predict = ["--run", self.folder.run(cell), "--images", catalogue, "--out", place / "predictions"]
         self._must(self.commands.run("predict", *predict, log=cell.name, of=of), cell.name)
         classes = read_json(self.folder.run(cell) / "classes.json")

@@ -44,6 +44,8 @@ class DatasetConfig(Config):
     """As `prepare --crop`."""
     split: SplitConfig = SplitConfig()
     """Which subjects are held out; takes the place of the split in recipes, so that all arms have the same one."""
+    finetune: Settings = Field(default={})
+    """Settings of `prevox finetune` that all arms have on this dataset, over those of the backbone."""
 
 
 class Overrides(Config):

@@ -69,6 +69,22 @@ def test_an_axis_multiplies_only_what_it_changes() -> None:
     assert len({cell.pretraining.name for cell in cells if cell.pretraining}) == 2, "the same pre-training"
 
 
+def test_arms_that_differ_in_fine_tuning_only_share_a_pretraining() -> None:
+    whole = content(datasets={"a": {}})
+    mae = whole["methods"]["mae"]
+    whole["methods"] = {"mae": mae, "mae-frozen": {**mae, "finetune": {"freeze_encoder": True}}}
+    one, other = plan(BenchFile.parse(whole, "file"))
+    assert one.pretraining == other.pretraining
+    assert one.pretraining.name.startswith("a.mae.vit-")
+    assert one.name != other.name
+
+
+def test_settings_of_a_dataset_hold_for_all_arms_on_it() -> None:
+    datasets = {"a": {"finetune": {"loss": {"dice": 2.0}}}, "b": {}}
+    for cell in planned(datasets=datasets):
+        assert cell.settings["loss"]["dice"] == (2.0 if cell.dataset == "a" else 1.0)
+
+
 def test_named_values_of_an_axis_are_protocols() -> None:
     protocols = {
         "whole": {},
