@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +76,8 @@ def runs(bench: BenchFile, cells: Sequence[Cell], folder: Folder) -> list[Run]:
 
 def _kind(run: Run) -> str:
     """Runs of one kind take the same time for a step."""
-    settings = {key: value for key, value in run.settings.items() if key not in ("split", "label_seed", "optim")}
+    own = ("split", "label_seed", "optim", "encoder")  # the network is the backbone's
+    settings = {key: value for key, value in run.settings.items() if key not in own}
     train = section(settings, "train")
     ignored = {"seed", "steps"}
     settings["train"] = {key: value for key, value in train.items() if key not in ignored}
@@ -100,11 +100,6 @@ def _rehearsed(runner: Runner, run: Run) -> dict[str, float]:
         settings = runner.with_labels(settings, cell, data)
         settings["encoder"] = runner.bench.backbones[cell.backbone].model
     console.print(f"dry run: {run.name}", markup=False)
-    sys.stdout.flush()
-    quiet, console.quiet = console.quiet, True
-    try:
-        result = run_verb("pretrain" if isinstance(run, Pretraining) else "finetune", {**settings, "dry_run": True})
-    finally:
-        console.quiet = quiet
+    result = run_verb("pretrain" if isinstance(run, Pretraining) else "finetune", {**settings, "dry_run": True})
     found: dict[str, float] = result.estimate
     return found

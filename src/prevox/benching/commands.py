@@ -1,20 +1,19 @@
-"""One verb after the other, each as `prevox VERB ...` in a process of its own.
+"""The verbs of one run, in a process of their own: `finetune`, `predict`, `evaluate`, say.
 
 A process of its own, because an arm that is killed for memory, or crashes in a library, must not take the others with
-it, and because each then starts with free memory. What it printed is kept, and anyone can repeat it by hand.
+it, and because each then starts with free memory; one for all verbs of a run, because starting takes seconds. The
+command lines are kept with what they printed, and anyone can repeat them by hand.
 """
 
 import ctypes
-import shlex
+import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prevox.benching.folder import append_line
 from prevox.console import console
 from prevox.errors import RunError
 from prevox.signals import Stop
@@ -24,7 +23,7 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """How the verbs of a run ended.
 
     Attributes:
         code: Exit code; negative for the signal that killed it.
@@ -42,11 +41,11 @@ class Outcome:
 
 @dataclass
 class Commands:
-    """Runs verbs and lists them in OUT/steps.jsonl.
+    """Runs verbs, which are listed in OUT/steps.jsonl as they end.
 
     Args:
         out: Folder of the bench.
-        lock: Descriptor that commands inherit, so that they hold the folder while they live.
+        lock: Descriptor that the processes inherit, so that they hold the folder while they live.
         stop: Set when a signal asks to stop.
     """
 
@@ -54,38 +53,31 @@ class Commands:
     lock: int
     stop: Stop
 
-    def run(self, verb: str, *words: object, log: str, of: str) -> Outcome:
-        """Run one verb.
+    def run(self, *commands: Sequence[object], log: str, of: str) -> Outcome:
+        """Run verbs one after the other, until one fails.
 
         Args:
-            verb: Its name.
-            words: Its options.
+            commands: Verb and options of each.
             log: Name of the log to append to.
-            of: Name of the cell, trial, pre-training or dataset that it is for.
+            of: Name of the cell, trial, pre-training or dataset that they are for.
 
         Raises:
             RunError: If a signal asked the bench to stop; what runs is told, saves and ends first.
         """
-        command = ["prevox", verb, *map(str, words)]
-        console.print(f"{verb} {of}", markup=False)
+        words = [[str(word) for word in command] for command in commands]
+        console.print(f"{', '.join(command[0] for command in words)}: {of}", markup=False)
         path = self.out / "logs" / f"{log}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         start = path.stat().st_size if path.is_file() else 0
-        began = time.perf_counter()
         with path.open("ab") as file:
-            file.write(f"$ {shlex.join(command)}\n".encode())
-            file.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-m", "prevox.benching.worker", str(self.out / "steps.jsonl"), of, json.dumps(words)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=(self.lock,),
                 preexec_fn=_tied_to_parent(),
             )
             code = self._wait(process)
-        seconds = time.perf_counter() - began
-        row = {"verb": verb, "of": of, "seconds": round(seconds, 2), "code": code, "command": shlex.join(command)}
-        append_line(self.out / "steps.jsonl", row | {"date": time.strftime("%Y-%m-%d %H:%M:%S")})
         if self.stop.asked:
             raise RunError(f"{self.out}: stopped by a signal; what ran has saved its state. Repeat the call to go on.")
         return Outcome(code, _reason(path, start, code) if code else "")

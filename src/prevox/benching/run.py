@@ -58,7 +58,7 @@ class Runner:
         if not (folder / "store" / "index.parquet").is_file():
             words = ["--catalogue", folder / "catalogue.parquet", "--out", folder / "store"]
             words += ["--spacing", *spacing, "--crop", config.crop]
-            self._must(self.commands.run("prepare", *words, log=folder.name, of=name), f"dataset {name}")
+            self._must(self.commands.run(["prepare", *words], log=folder.name, of=name), f"dataset {name}")
         return folder
 
     def catalogue(self, name: str) -> Path:
@@ -75,7 +75,7 @@ class Runner:
             words = [*paths, *(["--table", paths[0] / config.table] if config.table else [])]
             words += ["--group", config.group] if config.group else []
             words += ["--out", folder / "catalogue.parquet"]
-            self._must(self.commands.run("catalogue", *words, log=folder.name, of=name), f"dataset {name}")
+            self._must(self.commands.run(["catalogue", *words], log=folder.name, of=name), f"dataset {name}")
             (folder / "source.json").write_text(json.dumps(found))
         return folder
 
@@ -83,64 +83,70 @@ class Runner:
         tested_on = self.bench.test_on.get(cell.dataset, ())
         if self.folder.state(cell, tested_on) == "done":
             return
-        folder = self.dataset(cell.dataset)
+        data, run = self.dataset(cell.dataset), self.folder.run(cell)
+        settings = None
         start = [] if cell.pretraining is None else ["--pretrained", self._pretraining(cell.pretraining)]
-        run = self.folder.run(cell)
         if not self.folder.trained(cell):
-            settings = self.with_labels({**cell.settings}, cell, folder)
-            rate = self._rate(cell, folder, start)
+            settings = self.with_labels(cell.settings, cell, data)
+            rate = self._rate(cell, data, start)
             if rate is not None:
-                settings["optim"] = {**section(settings, "optim"), "lr": rate}
-            self._train("finetune", cell, settings, folder, start)
-            seen = read_json(run / "split.json").get("seen_in_pretraining")
-            if seen:
-                self._warn(
-                    f"{cell.arm}: its pre-training has learnt from {len(seen)} of the images of {cell.dataset} that "
-                    "are held out here (without labels)"
-                )
-        self._score(run, folder, cell.name)
+                settings = {**settings, "optim": {**section(settings, "optim"), "lr": rate}}
+        self._run(cell, settings, data, start)
+        seen = read_json(run / "split.json").get("seen_in_pretraining")
+        if seen:
+            self._warn(
+                f"{cell.arm}: its pre-training has learnt from {len(seen)} of the images of {cell.dataset} that are "
+                "held out here (without labels)"
+            )
         for name in tested_on:
             self._test(cell, name)
 
     def _pretraining(self, pretraining: Pretraining) -> Path:
+        run = self.folder.run(pretraining)
         if not self.folder.trained(pretraining):
             self._once(pretraining.name)
-            self._train("pretrain", pretraining, pretraining.settings, self.dataset(pretraining.dataset), [])
-        return self.folder.run(pretraining)
+            train = self._train("pretrain", pretraining, pretraining.settings, self.dataset(pretraining.dataset), [])
+            self._must(self.commands.run(train, log=pretraining.name, of=pretraining.name), pretraining.name)
+            self._ended(pretraining)
+        return run
+
+    def _run(self, of: Cell | Trial, settings: dict[str, Any] | None, data: Path, start: list[Any]) -> None:
+        """Fine-tune if settings are given, and predict and score the held-out images, if that is not done."""
+        run, catalogue = self.folder.run(of), data / "catalogue.parquet"
+        commands = [] if settings is None else [self._train("finetune", of, settings, data, start)]
+        if not (run / "evaluation" / "summary.json").is_file():
+            commands.append(["predict", "--run", run, "--images", catalogue, "--split", "validation"])
+            commands.append(["evaluate", "--predictions", run, "--references", catalogue])
+        if commands:
+            self._must(self.commands.run(*commands, log=of.name, of=of.name), of.name)
+            self._ended(of)
 
     def _train(
-        self, verb: str, of: Cell | Trial | Pretraining, settings: dict[str, Any], data: Path, words: list[Any]
-    ) -> None:
+        self, verb: str, of: Cell | Trial | Pretraining, settings: dict[str, Any], data: Path, start: list[Any]
+    ) -> list[Any]:
+        """The command that trains; its settings are written as a recipe."""
         recipe = self.folder.out / "settings" / f"{of.name}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_yaml(recipe, json.loads(json.dumps(settings)))
-        words = ["--recipe", recipe, "--store", data / "store", "--resume", *words, "--out", self.folder.run(of)]
-        self._must(self.commands.run(verb, *words, log=of.name, of=of.name), of.name)
+        return [verb, "--recipe", recipe, "--store", data / "store", "--resume", *start, "--out", self.folder.run(of)]
+
+    def _ended(self, of: Cell | Trial | Pretraining) -> None:
         if not self.folder.trained(of):
             self._fail(of.name, "stopped by a signal before its end")
-
-    def _score(self, run: Path, data: Path, name: str) -> None:
-        """Predict and score the held-out images, once."""
-        if (run / "evaluation" / "summary.json").is_file():
-            return
-        catalogue = data / "catalogue.parquet"
-        predict = ["--run", run, "--images", catalogue, "--split", "validation"]
-        self._must(self.commands.run("predict", *predict, log=name, of=name), name)
-        evaluate = ["--predictions", run, "--references", catalogue]
-        self._must(self.commands.run("evaluate", *evaluate, log=name, of=name), name)
 
     def _test(self, cell: Cell, dataset: str) -> None:
         """Predict and score all images of an unseen dataset, once, by the run's classes."""
         place = self.folder.tested(cell, dataset)
         if (place / "evaluation" / "summary.json").is_file():
             return
-        catalogue, of = self.catalogue(dataset) / "catalogue.parquet", f"{cell.name} on {dataset}"
-        predict = ["--run", self.folder.run(cell), "--images", catalogue, "--out", place / "predictions"]
-        self._must(self.commands.run("predict", *predict, log=cell.name, of=of), cell.name)
-        classes = read_json(self.folder.run(cell) / "classes.json")
+        catalogue, run = self.catalogue(dataset) / "catalogue.parquet", self.folder.run(cell)
+        classes = read_json(run / "classes.json")
         regions = [f"{name}={','.join(map(str, values))}" for name, values in classes.items()]
-        evaluate = ["--predictions", place / "predictions", "--references", catalogue, "--out", place / "evaluation"]
-        self._must(self.commands.run("evaluate", *evaluate, "--regions", *regions, log=cell.name, of=of), cell.name)
+        predict = ["predict", "--run", run, "--images", catalogue, "--out", place / "predictions"]
+        evaluate = ["evaluate", "--predictions", place / "predictions", "--references", catalogue]
+        evaluate += ["--out", place / "evaluation", "--regions", *regions]
+        outcome = self.commands.run(predict, evaluate, log=cell.name, of=f"{cell.name} on {dataset}")
+        self._must(outcome, cell.name)
 
     def _rate(self, cell: Cell, data: Path, start: list[Any]) -> float | None:
         """The learning rate with the best mean Dice on the inner split; None where there is nothing to choose."""
@@ -170,10 +176,8 @@ class Runner:
         reason = ""
         try:
             self._once(trial.name)
-            settings = self.with_labels({**trial.settings}, trial.cell, data)
-            if not self.folder.trained(trial):
-                self._train("finetune", trial, settings, data, start)
-            self._score(run, data, trial.name)
+            settings = self.with_labels(trial.settings, trial.cell, data)
+            self._run(trial, None if self.folder.trained(trial) else settings, data, start)
         except CellFailedError as error:
             reason = str(error)
         cell = trial.cell

@@ -34,6 +34,7 @@ def rows_of(file: BenchFile, cells: Sequence[Cell], folder: Folder, failures: di
             "steps": None,
             "seconds": None,
             "dice": mean_dice(run / "evaluation"),
+            "failed_cases": len(read_json(run / "evaluation" / "summary.json").get("failed") or ()),
             "reason": failures.get(cell.name) or cell.absent or "",
             "folder": f"cells/{cell.name}",
         }

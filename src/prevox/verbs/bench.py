@@ -38,8 +38,8 @@ class BenchResult:
 
     @property
     def exit_code(self) -> int:
-        """1 if something failed, else 0."""
-        return int(bool(self.failures))
+        """1 if something failed, or a finished run could not segment some cases, else 0."""
+        return int(bool(self.failures) or any(row["failed_cases"] for row in self.cells))
 
 
 def bench(config: BenchConfig) -> BenchResult:
@@ -52,17 +52,19 @@ def bench(config: BenchConfig) -> BenchResult:
     file = read_bench(config.file)
     cells = plan(file)
     paths = given_paths(file, config.data)
-    missing = [name for name in needed(file, cells) if name not in paths]
+    used = needed(file, cells)
+    missing = [name for name in used if name not in paths]
     folder = Folder(config.out)
-    if missing and config.budget:
+    if config.budget and (missing or not used):
         show(file, cells, folder, None)
-        console.print(f"times need the data: give --data {' '.join(f'{name}=PATH' for name in missing)}", markup=False)
+        if missing:
+            given = " ".join(f"{name}=PATH" for name in missing)
+            console.print(f"times need the data: give --data {given}", markup=False)
         return BenchResult(config.out, rows_of(file, cells, folder, {}), {})
     if missing:
         raise ConfigError(f"data: not given for {', '.join(missing)}. Add --data {missing[0]}=PATH.")
-    if not needed(file, cells):
-        show(file, cells, folder, None)
-        raise ConfigError(f"{config.file}: no cell of it can be run yet; the reasons stand above.")
+    if not used:
+        raise ConfigError(f"{config.file}: no cell of it can be run yet; --budget lists them with the reasons.")
     with folder.locked() as lock, stop_signals() as stop:
         check_sources(file, paths, config.out)
         _say_changes(config, file, cells, folder)
@@ -100,7 +102,7 @@ def _compare(file: BenchFile, cells: list[Cell], runner: Runner) -> None:
         for metric in file.metrics:
             name = f"{group}.{metric}"
             target = ["--metric", metric, "--out", out / "comparison" / name]
-            outcome = runner.commands.run("compare", *words, *target, log="comparison", of=name)
+            outcome = runner.commands.run(["compare", *words, *target], log="comparison", of=name)
             if outcome.failed:
                 runner.failures[f"comparison {name}"] = outcome.reason
 
@@ -112,7 +114,7 @@ def _report(cells: list[Cell], runner: Runner, title: str) -> None:
     pretrained = {cell.pretraining.name: folder.run(cell.pretraining) for cell in scored if cell.pretraining}
     if scored:
         words = ["--runs", *map(folder.run, scored), *pretrained.values(), "--out", folder.out / "report.html"]
-        outcome = runner.commands.run("report", *words, "--title", title, log="report", of="report.html")
+        outcome = runner.commands.run(["report", *words, "--title", title], log="report", of="report.html")
         if outcome.failed:
             runner.failures["report"] = outcome.reason
 

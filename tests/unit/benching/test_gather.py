@@ -1,0 +1,103 @@
+"""Scores of seeds and folds put together, by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.unit.benching.bench_files import content
+
+from prevox.benching.folder import Folder
+from prevox.benching.gather import average, averaged, groups
+from prevox.benching.plan import plan
+from prevox.config.bench import BenchFile
+
+pytestmark = pytest.mark.unit
+
+
+def scores(dice: dict[tuple[str, str], float]) -> pd.DataFrame:
+    rows = [
+        {
+            "case": case,
+            "subject": f"subject of {case}",
+            "dataset": "folder name",
+            "class": name,
+            "dice": value,
+            "hd95": 10 * value,
+            "nsd": value,
+            "asd": value,
+            "reference_ml": 2.0,
+            "prediction_ml": 3.0,
+            "empty": "",
+        }
+        for (case, name), value in dice.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_seeds_are_averaged_case_by_case_and_folds_are_put_together() -> None:
+    one = scores({("a", "x"): 0.2, ("a", "y"): 0.4})
+    other = scores({("a", "x"): 0.4, ("a", "y"): np.nan})
+    fold = scores({("b", "x"): 0.9, ("b", "y"): 0.7})
+    found = averaged([one, other, fold], "d").set_index(["case", "class"])
+    assert found["dice"].to_dict() == pytest.approx(
+        {("a", "x"): 0.3, ("a", "y"): 0.4, ("b", "x"): 0.9, ("b", "y"): 0.7}
+    )
+    assert found.loc[("a", "x"), "hd95"] == pytest.approx(3.0)
+    assert set(found["dataset"]) == {"d"}
+    assert found.loc[("b", "x"), "subject"] == "subject of b"
+
+
+def test_cases_of_two_datasets_stay_apart() -> None:
+    found = averaged([scores({("a", "x"): 0.2})], "d", prefix="d/")
+    assert (found.loc[0, "case"], found.loc[0, "subject"]) == ("d/a", "d/subject of a")
+
+
+def bench(**over) -> BenchFile:
+    methods = {"scratch": {}, "voco": {"absent": "no"}}
+    backbones = {"vit": content()["backbones"]["vit"]}
+    datasets = {"a": {}, "b": {}, "unseen": {"role": "test"}}
+    over = {"methods": methods, "backbones": backbones, "datasets": datasets, "seeds": [0, 1], **over}
+    return BenchFile.parse(content(**over), "file")
+
+
+def test_label_fractions_and_unseen_datasets_are_comparisons_of_their_own() -> None:
+    file = bench(labels=[2, "all"], test_on={"a": ["unseen"]})
+    found = groups(file, plan(file))
+    assert {name: len(members) for name, members in found.items()} == {
+        "labels-2": 2 * 2,  # datasets × seeds; what cannot be run is not there
+        "labels-all": 2 * 2,
+        "labels-2.on-unseen": 2,
+        "labels-all.on-unseen": 2,
+    }
+
+
+def test_an_arm_takes_part_only_with_all_its_seeds(tmp_path: Path) -> None:
+    file = bench()
+    cells = plan(file)
+    folder = Folder(tmp_path)
+
+    def finish(cell, dice: float) -> None:
+        place = folder.run(cell) / "evaluation"
+        place.mkdir(parents=True)
+        scores({("case", "x"): dice}).to_parquet(place / "scores.parquet")
+        summary = {"tolerance_mm": 1.0, "failed": [f"broken {cell.seed}"], "not_predicted": [], "trained_on": []}
+        (place / "summary.json").write_text(json.dumps(summary))
+
+    members = groups(file, cells)["labels-all"]
+    runnable = [cell for cell, _ in members]
+    for cell, dice in zip(runnable, (0.1, 0.5, 0.3), strict=False):  # one of four is missing
+        finish(cell, dice)
+    done = {cell.dataset for cell in runnable[:3]}
+    arms, left_out = average(file, folder, members, "labels-all")
+    (place,) = arms["scratch.vit"]
+    whole = next(name for name in done if sum(cell.dataset == name for cell in runnable[:3]) == 2)
+    assert place.name == whole
+    own = [dice for cell, dice in zip(runnable, (0.1, 0.5, 0.3), strict=False) if cell.dataset == whole]
+    table = pd.read_parquet(place / "scores.parquet")
+    assert list(table["dice"]) == pytest.approx([np.mean(own)])
+    assert list(table["case"]) == [f"{whole}/case"]
+    assert json.loads((place / "summary.json").read_text())["failed"] == [f"{whole}/broken 0", f"{whole}/broken 1"]
+    (reason,) = left_out
+    assert "1 of 2 runs are not finished" in reason
