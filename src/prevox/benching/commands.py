@@ -5,12 +5,12 @@ it, and because each then starts with free memory; one for all verbs of a run, b
 command lines are kept with what they printed, and anyone can repeat them by hand.
 """
 
-import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from prevox.console import console
 from prevox.errors import RunError
 from prevox.signals import Stop
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+WORKER = (sys.executable, "-u", "-m", "prevox.benching.worker")  # -u: its last words are last in the log
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,10 @@ class Commands:
         start = path.stat().st_size if path.is_file() else 0
         with path.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prevox.benching.worker", str(self.out / "steps.jsonl"), of, json.dumps(words)],
+                [*WORKER, str(os.getpid()), str(self.out / "steps.jsonl"), of, json.dumps(words)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=(self.lock,),
-                preexec_fn=_tied_to_parent(),
             )
             code = self._wait(process)
         if self.stop.asked:
@@ -98,22 +97,10 @@ class Commands:
             raise
 
 
-def _tied_to_parent() -> Callable[[], None] | None:
-    """Have Linux kill the command if the bench itself is killed, so that no two ever work on one run."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def tie() -> None:
-        prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-    return tie
-
-
 def _reason(log: Path, start: int, code: int) -> str:
     lines = [line for line in log.read_bytes()[start:].decode(errors="replace").splitlines() if line.strip()]
     said = " ".join(lines[-1].split()) if lines else ""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "") + f"; log {log.name}"
-    return f"{said[:300]} (log {log.name})"
+    return f"{said[:2000]} (log {log.name})"

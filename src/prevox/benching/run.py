@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prevox.benching.commands import Commands, Outcome
 from prevox.benching.folder import Folder, append_line, mean_dice, read_json, read_lines
@@ -15,7 +15,11 @@ from prevox.config.base import section, write_yaml
 from prevox.config.bench import BenchFile
 from prevox.config.data import SplitConfig
 from prevox.console import console, warn
-from prevox.errors import ConfigError, RunError
+from prevox.errors import ConfigError, DataError, RunError
+from prevox.output import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FIXED = "Last good checkpoint"  # said where a loss is not finite, which the same settings would end in again
 
@@ -44,7 +48,7 @@ class Runner:
         """Train and score a cell, after its dataset, pre-training and trials; a failure is noted, not raised."""
         try:
             self._cell(cell)
-        except CellFailedError as error:
+        except (CellFailedError, DataError) as error:
             self._note(cell.name, str(error))
 
     def dataset(self, name: str) -> Path:
@@ -76,7 +80,8 @@ class Runner:
             words += ["--group", config.group] if config.group else []
             words += ["--out", folder / "catalogue.parquet"]
             self._must(self.commands.run(["catalogue", *words], log=folder.name, of=name), f"dataset {name}")
-            (folder / "source.json").write_text(json.dumps(found))
+            with replacing(folder / "source.json") as path:
+                path.write_text(json.dumps(found))
         return folder
 
     def _cell(self, cell: Cell) -> None:
@@ -180,6 +185,8 @@ class Runner:
             self._run(trial, None if self.folder.trained(trial) else settings, data, start)
         except CellFailedError as error:
             reason = str(error)
+            if FIXED in reason:  # an outcome, not a failure
+                self.failures.pop(trial.name, None)
         cell = trial.cell
         row = {
             "trial": trial.name,
@@ -200,20 +207,20 @@ class Runner:
         """Settings with the number of labelled subjects; in a trial not more than the inner split has."""
         if cell.labels == "all":
             return settings
-        from prevox.data.splits import split_images
-        from prevox.data.store import Store
+        import pandas as pd
 
-        index = Store(data / "store").index
-        inner = SplitConfig.parse(settings["split"])
-        labelled = {}
-        for part in (inner.model_copy(update={"inner": False}), inner):
-            rows = index.loc[split_images(index, part)["train"]]
-            labelled[part.inner] = int(rows.loc[rows["label_path"].notna(), "subject"].astype(str).nunique())
-        outer = labelled[False]
+        from prevox.data.splits import split_images
+
+        index = pd.read_parquet(data / "store" / "index.parquet").set_index("image")
+        split = SplitConfig.parse(settings["split"])
+        outer, own = (
+            _labelled(index, split_images(index, part)["train"])
+            for part in (split.model_copy(update={"inner": False}), split)
+        )
         wanted = max(1, round(cell.labels * outer)) if isinstance(cell.labels, float) else int(cell.labels)
         if wanted > outer:
             raise CellFailedError(f"labels {cell.labels}: {cell.dataset} has only {outer} labelled training subjects")
-        return {**settings, "labels": min(wanted, labelled[inner.inner])}
+        return {**settings, "labels": min(wanted, own)}
 
     def _once(self, name: str) -> None:
         """What has failed in this call is not tried again in it."""
@@ -239,6 +246,12 @@ class Runner:
         if message not in self.warnings:
             self.warnings.append(message)
             warn(message)
+
+
+def _labelled(index: "pd.DataFrame", images: list[str]) -> int:
+    """Subjects with a label."""
+    rows = index.loc[images]
+    return int(rows.loc[rows["label_path"].notna(), "subject"].astype(str).nunique())
 
 
 def given_paths(bench: BenchFile, data: tuple[str, ...]) -> dict[str, list[Path]]:

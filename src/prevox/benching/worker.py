@@ -1,7 +1,10 @@
 """The process that `prevox.benching.commands` starts: verbs one after the other, each as its command line would be."""
 
+import ctypes
 import json
+import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,6 +12,16 @@ from pathlib import Path
 from prevox.benching.folder import append_line
 from prevox.cli.main import main
 from prevox.signals import stop_signals
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+def tie(parent: int) -> None:
+    """Have Linux kill this process when the bench is killed, so that no two ever work on one run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the bench that started this is gone")
 
 
 def work(steps: Path, of: str, commands: list[list[str]]) -> int:
@@ -45,4 +58,5 @@ def work(steps: Path, of: str, commands: list[list[str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])))
+    tie(int(sys.argv[1]))
+    sys.exit(work(Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])))

@@ -133,14 +133,16 @@ def test_a_rate_that_diverges_is_a_trial_like_any_other(bench_of) -> None:
     runner, cells = bench_of(stand, rates=[1e-3, 1.0], trial_steps=2)
     assert all(runner.folder.state(cell) == "done" for cell in cells)
     assert [row["dice"] for row in read_lines(runner.folder.out / "trials.jsonl")] == [1e-3, None] * 4
+    assert not runner.failures
     again = Stand()
     bench_of(again, rates=[1e-3, 1.0], trial_steps=2)
     assert again.ran == [], "its outcome is known"
 
 
 def test_where_every_rate_diverges_the_cell_fails(bench_of) -> None:
-    runner, cells = bench_of(Stand(lambda name, lr: DIVERGED if lr else None), rates=[1.0, 2.0], trial_steps=2)
-    assert "gave a finite loss" in runner.failures[cells[0].name]
+    over = {"rates": [1.0, 2.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    runner, (cell,) = bench_of(Stand(lambda name, lr: DIVERGED), **over)
+    assert runner.failures == {cell.name: "no rate of [1.0, 2.0] gave a finite loss"}
 
 
 def test_a_trial_that_crashes_leaves_its_cell_for_the_next_call(bench_of) -> None:
