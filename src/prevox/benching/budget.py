@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prevox.benching.cells import Cell, Pretraining, Trial
 from prevox.benching.folder import Folder, read_lines
-from prevox.benching.plan import Cell, Pretraining, Trial, trials
+from prevox.benching.plan import trials
 from prevox.benching.run import CellFailedError, Runner
 from prevox.config.base import section
 from prevox.config.bench import BenchFile

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prevox.benching.plan import Cell, Pretraining, Trial
+from prevox.benching.cells import Cell, Pretraining, Trial
 from prevox.errors import ConfigError, RunError
 from prevox.output import writable_folder
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prevox.benching.cells import Cell
 from prevox.benching.folder import Folder, read_json
-from prevox.benching.plan import Cell
 from prevox.config.bench import BenchFile
 from prevox.output import replacing
 

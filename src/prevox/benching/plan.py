@@ -7,89 +7,18 @@ is made from (recipe included), those of its pre-training and of the dataset: if
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from prevox.benching.cells import Cell, Pretraining, Settings, Trial
+from prevox.benching.fair import check_fair, check_unseen
 from prevox.config.base import Config, load_recipe, merge, over_recipe, section
 from prevox.config.bench import BenchFile, DatasetConfig, MethodConfig, Overrides
-from prevox.config.data import NormaliseConfig
 from prevox.config.runs import finetune_schema, pretrain_schema
 from prevox.errors import ConfigError
 
-Settings = dict[str, Any]
 OWN = ("store", "out", "resume", "dry_run", "split", "pretrained", "scratch", "encoder", "labels", "label_seed")
 UNIMPORTANT = {"train": ("reads_ahead", "device", "picture_every", "checkpoint_every", "keep_every", "log_every")}
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A pre-training run, shared by all cells that start from it.
-
-    Attributes:
-        name: Folder.
-        dataset: Where its images come from.
-        settings: Of `prevox pretrain`, without store and out.
-    """
-
-    name: str
-    dataset: str
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A fine-tuning run and what is scored of it.
-
-    Attributes:
-        name: Folder.
-        dataset: What it is fine-tuned on.
-        method: Name in the file.
-        backbone: Name in the file.
-        labels: "all", a number of labelled subjects or a fraction of them.
-        point: Axis of `vary` → value, for axes that change this arm.
-        seed: Of fine-tuning.
-        fold: Of the cross-validation; None without.
-        settings: Of `prevox finetune`, without store, out, pretrained, labels, and the rate where it is chosen.
-        pretraining: What it starts from; None from scratch.
-        rates: Learning rates to choose from; fewer than two leave nothing to choose.
-        absent: Why it cannot be run; None if it can.
-    """
-
-    name: str
-    dataset: str
-    method: str
-    backbone: str
-    labels: int | float | str
-    point: dict[str, str]
-    seed: int
-    fold: int | None
-    settings: Settings = field(repr=False)
-    pretraining: Pretraining | None = field(repr=False)
-    rates: tuple[float, ...]
-    absent: str | None
-
-    @property
-    def arm(self) -> str:
-        """What is compared: method, backbone and settings, whatever dataset, labels, fold and seed."""
-        return " ".join([f"{self.method}.{self.backbone}", *(f"{k}-{v}" for k, v in self.point.items())])
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A short fine-tuning on the inner split, for one learning rate.
-
-    Attributes:
-        name: Folder.
-        cell: The first seed's cell; it has the settings of the others too.
-        lr: Learning rate.
-        settings: Of `prevox finetune`.
-    """
-
-    name: str
-    cell: Cell
-    lr: float
-    settings: Settings = field(repr=False)
 
 
 def plan(bench: BenchFile) -> list[Cell]:
@@ -104,9 +33,9 @@ def plan(bench: BenchFile) -> list[Cell]:
     for seed, fold, dataset, labels in product(bench.seeds, folds, finetuned, bench.labels):
         for point in _points(bench):
             compared = [_cell(bench, dataset, *arm, labels, point, seed, fold) for arm in arms(bench)]
-            _check_fair([cell for cell in compared if cell.absent is None])
+            check_fair([cell for cell in compared if cell.absent is None])
             cells |= {cell.name: cell for cell in compared if cell.name not in cells}
-    _check_unseen(bench, list(cells.values()))
+    check_unseen(bench, list(cells.values()))
     names = dict.fromkeys(cell.arm for cell in cells.values())
     if bench.baseline is not None and bench.baseline not in names:
         raise ConfigError(f"baseline: '{bench.baseline}' is no arm; expected one of {', '.join(names)}.")
@@ -265,48 +194,6 @@ def _touches(bench: BenchFile, axis: str, method: MethodConfig) -> bool:
     values = bench.vary[axis].values()
     pretrains = method.pretrain is not None
     return any(value.finetune or (pretrains and (value.pretrain or value.pretrain_on)) for value in values)
-
-
-def _check_fair(cells: list[Cell]) -> None:
-    """Arms that are compared have the same length, the same number of trials, and on a backbone the same intensities.
-
-    Raises:
-        ConfigError: If not; both arms are named.
-    """
-    for first, other in ((cells[0], cell) for cell in cells[1:]):
-        for what, found in (
-            ("fine-tune for", lambda cell: {k: cell.settings["train"].get(k) for k in ("steps", "epochs")}),
-            ("have learning rates to try:", lambda cell: max(1, len(cell.rates))),
-        ):
-            if found(first) != found(other):
-                raise ConfigError(
-                    f"arms would be treated unequally: '{first.arm}' and '{other.arm}' {what} {found(first)} and "
-                    f"{found(other)}. Give all arms the same."
-                )
-    for number, first in enumerate(cells):
-        for other in cells[number + 1 :]:
-            if first.backbone == other.backbone and _normalise(first) != _normalise(other):
-                raise ConfigError(
-                    f"arms would be treated unequally: '{first.arm}' and '{other.arm}' fine-tune on intensities "
-                    f"normalised by {_normalise(first)} and {_normalise(other)}. Set normalise in "
-                    f"backbones.{first.backbone}.finetune."
-                )
-
-
-def _normalise(cell: Cell) -> Settings:
-    """Normalisation in fine-tuning: its own, else the pre-training's, else the default."""
-    pretrained = cell.pretraining.settings if cell.pretraining else {}
-    return NormaliseConfig.parse(cell.settings.get("normalise") or pretrained.get("normalise") or {}).plain()
-
-
-def _check_unseen(bench: BenchFile, cells: list[Cell]) -> None:
-    for cell in cells:
-        source = cell.pretraining.dataset if cell.pretraining else None
-        if source != cell.dataset and source in bench.test_on.get(cell.dataset, ()):
-            raise ConfigError(
-                f"test_on: '{source}' is what '{cell.arm}' is pre-trained on, so it would not be unseen. Test on "
-                "another dataset."
-            )
 
 
 def _words(cell: Cell) -> list[str]:

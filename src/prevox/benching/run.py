@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prevox.benching.cells import Cell, Pretraining, Trial
 from prevox.benching.commands import Commands, Outcome
 from prevox.benching.folder import Folder, append_line, mean_dice, read_json, read_lines
-from prevox.benching.plan import Cell, Pretraining, Trial, dataset_folder, trials
+from prevox.benching.plan import dataset_folder, trials
 from prevox.config.base import section, write_yaml
 from prevox.config.bench import BenchFile
 from prevox.config.data import SplitConfig

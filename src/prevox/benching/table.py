@@ -8,8 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from prevox.benching.budget import Budget
+from prevox.benching.cells import Cell, Pretraining, Trial
 from prevox.benching.folder import Folder, mean_dice, read_json
-from prevox.benching.plan import Cell, Pretraining, Trial, trials
+from prevox.benching.plan import trials
 from prevox.config.base import read_yaml
 from prevox.config.bench import BenchFile
 from prevox.console import console, warn

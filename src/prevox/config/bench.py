@@ -47,6 +47,13 @@ class DatasetConfig(Config):
     finetune: Settings = Field(default={})
     """Settings of `prevox finetune` that all arms have on this dataset, over those of the backbone."""
 
+    @model_validator(mode="after")
+    def _one_division(self) -> "DatasetConfig":
+        own = {"inner", "folds", "fold"} & self.split.model_fields_set
+        if own:
+            raise ValueError(f"split: {min(own)} is the bench's own; for a cross-validation give folds beside datasets")
+        return self
+
 
 class Overrides(Config):
     """Settings that something adds."""

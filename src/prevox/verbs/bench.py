@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prevox.benching.budget import Budget, estimate
+from prevox.benching.cells import Cell
 from prevox.benching.commands import Commands
 from prevox.benching.folder import Folder
 from prevox.benching.gather import average, groups
-from prevox.benching.plan import Cell, plan, trials
+from prevox.benching.plan import plan, trials
 from prevox.benching.run import Runner, check_sources, given_paths, needed
 from prevox.benching.table import rows_of, show, write_cells
 from prevox.config.base import load_recipe, read_yaml, write_yaml
@@ -54,7 +55,7 @@ def bench(config: BenchConfig) -> BenchResult:
     paths = given_paths(file, config.data)
     used = needed(file, cells)
     missing = [name for name in used if name not in paths]
-    folder = Folder(config.out)
+    folder = Folder(config.out.absolute())  # commands, and later calls from elsewhere, mean the same
     if config.budget and (missing or not used):
         show(file, cells, folder, None)
         if missing:
@@ -66,9 +67,9 @@ def bench(config: BenchConfig) -> BenchResult:
     if not used:
         raise ConfigError(f"{config.file}: no cell of it can be run yet; --budget lists them with the reasons.")
     with folder.locked() as lock, stop_signals() as stop:
-        check_sources(file, paths, config.out)
+        check_sources(file, paths, folder.out)
         _say_changes(config, file, cells, folder)
-        runner = Runner(file, paths, folder, Commands(config.out, lock, stop))
+        runner = Runner(file, paths, folder, Commands(folder.out, lock, stop))
         if config.budget:
             budget = estimate(file, cells, runner)
             show(file, cells, folder, budget)
@@ -131,7 +132,7 @@ def _say_changes(config: BenchConfig, file: BenchFile, cells: list[Cell], folder
         left = folder.left_over(kind, names)
         if left:
             warn(
-                f"{len(left)} of the runs in {config.out / kind} were made from other settings than the file's now and "
+                f"{len(left)} of the runs in {folder.out / kind} were made from other settings than the file's now and "
                 f"are not used: {', '.join(left[:3])}{' …' if len(left) > 3 else ''}"
             )
     if not copy.is_file() or read_yaml(copy) != content:

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from tests.unit.benching.bench_files import RESENC, VIT, content
 
-from prevox.benching.plan import Cell, plan, trials
+from prevox.benching.cells import Cell
+from prevox.benching.plan import plan, trials
 from prevox.config.bench import BenchFile
 from prevox.errors import ConfigError
 
@@ -25,6 +26,9 @@ def test_every_combination_is_a_cell_and_a_pretraining_is_shared() -> None:
     )
     # 2 methods × 2 datasets × 2 folds: neither labels nor seeds are seen in pre-training
     assert len({cell.pretraining.name for cell in cells if cell.pretraining}) == 2 * 2 * 2
+    for cell in cells:
+        if cell.pretraining:  # no image that a fold holds out is learnt from before
+            assert cell.pretraining.settings["split"] == cell.settings["split"] == {"folds": 2, "fold": cell.fold}
     assert [cell.seed for cell in cells] == [0] * 48 + [1] * 48, "a whole round of arms for the first seed comes first"
     assert cells[0].name.startswith("a.mae.vit.labels-2.fold-0.seed-0-")
 
@@ -168,6 +172,8 @@ def test_what_prevox_lacks_is_planned_and_not_run() -> None:
         ({"vary": {"finetune.labels": [1]}}, "'labels' is the bench's own"),
         ({"vary": {"finetune.optim.lr": [1.0]}, "rates": [1.0, 2.0], "trial_steps": 1}, "optim.lr is given, and rates"),
         ({"datasets": {"a": {"split": {"column": "fold"}}}, "folds": 2}, "divides already"),
+        ({"datasets": {"a": {"split": {"inner": True}}}}, "split: inner is the bench's own"),
+        ({"datasets": {"a": {"split": {"folds": 2}}}}, "split: folds is the bench's own"),
         ({"test_on": {"a": ["b"]}, "pretrain_on": "b"}, "pre-trained on, so it would not be unseen"),
     ],
 )
@@ -208,7 +214,10 @@ def test_unequal_trials_and_intensities_are_refused() -> None:
     whole = content()
     window = {"name": "window", "window": [0, 1]}
     whole["methods"]["mae"]["pretrain"]["normalise"] = window
-    with pytest.raises(ConfigError, match=r"(?s)'mae.vit' and 'scratch.vit'.*backbones.vit.finetune"):
+    with pytest.raises(ConfigError, match=r"'mae.vit' and 'scratch.vit'.*backbones.vit.finetune"):
         plan(BenchFile.parse(whole, "file"))
     whole["backbones"]["vit"]["finetune"]["normalise"] = window
     plan(BenchFile.parse(whole, "file"))
+    whole["methods"]["mae"]["finetune"] = {"train": {"accumulation": 2}}
+    with pytest.raises(ConfigError, match="views in a step: 4 and 2"):  # the recipe's batch is 2
+        plan(BenchFile.parse(whole, "file"))
