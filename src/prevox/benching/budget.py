@@ -101,6 +101,8 @@ def _rehearsed(runner: Runner, run: Run) -> dict[str, float]:
         settings = runner.with_labels(settings, cell, data)
         settings["encoder"] = runner.bench.backbones[cell.backbone].model
     console.print(f"dry run: {run.name}", markup=False)
-    result = run_verb("pretrain" if isinstance(run, Pretraining) else "finetune", {**settings, "dry_run": True})
+    with console.capture():  # one line for each kind is enough
+        result = run_verb("pretrain" if isinstance(run, Pretraining) else "finetune", {**settings, "dry_run": True})
     found: dict[str, float] = result.estimate
+    console.print(f"  {found['seconds_per_step']:.3f} s a step, {found['peak_mb']:.0f} MB at most", markup=False)
     return found
