@@ -17,7 +17,6 @@ from prevox.output import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = ("dice", "hd95", "nsd", "asd", "reference_ml", "prediction_ml")
 LISTS = ("failed", "not_predicted", "trained_on")
 
 
@@ -88,9 +87,8 @@ def averaged(tables: "Sequence[pd.DataFrame]", dataset: str, prefix: str = "") -
     import pandas as pd
 
     rows = pd.concat(tables, ignore_index=True)
-    found = rows.groupby(["case", "class"], sort=False, as_index=False).agg(
-        {"subject": "first", **dict.fromkeys(SCORES, "mean")}
-    )
+    means = dict.fromkeys(rows.select_dtypes("number").columns, "mean")
+    found = rows.groupby(["case", "class"], sort=False, as_index=False).agg({"subject": "first", **means})
     found["case"], found["subject"] = prefix + found["case"].astype(str), prefix + found["subject"].astype(str)
     return found.assign(dataset=dataset)
 

@@ -18,7 +18,8 @@ from prevox.config.runs import finetune_schema, pretrain_schema
 from prevox.errors import ConfigError
 
 OWN = ("store", "out", "resume", "dry_run", "split", "pretrained", "scratch", "encoder", "labels", "label_seed")
-UNIMPORTANT = {"train": ("reads_ahead", "device", "picture_every", "checkpoint_every", "keep_every", "log_every")}
+KEPT = ("picture_every", "checkpoint_every", "keep_every", "log_every")
+UNIMPORTANT = ("device", "reads_ahead", "checkpoint_activations", *KEPT)  # of train: they change no result
 
 
 def plan(bench: BenchFile) -> list[Cell]:
@@ -213,9 +214,9 @@ def _preparation(dataset: DatasetConfig) -> Settings:
 
 def _given(config: Config) -> Settings:
     """What was given, as the schema reads it; without what does not change the result."""
-    given = config.model_dump(mode="json", exclude_unset=True, exclude={"store", "out", "pretrained", "recipe"})
-    for part, keys in UNIMPORTANT.items():
-        given[part] = {key: value for key, value in given.get(part, {}).items() if key not in keys}
+    own = {"store", "out", "pretrained", "recipe", "probe"}
+    given = config.model_dump(mode="json", exclude_unset=True, exclude=own)
+    given["train"] = {key: value for key, value in given["train"].items() if key not in UNIMPORTANT}
     return given
 
 

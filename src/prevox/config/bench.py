@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from prevox.config.base import Config, load_recipe
 from prevox.config.data import SplitConfig
+from prevox.config.runs import Metric
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Rate = Annotated[float, Field(gt=0)]
@@ -159,8 +160,8 @@ class BenchFile(Config):
     """Learning rates to try, where neither method nor backbone names them."""
     trial_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps of a learning-rate trial."""
-    metrics: Annotated[tuple[Literal["dice", "hd95", "nsd", "asd"], ...], Field(min_length=1)] = ("dice",)
-    """What is compared in the end."""
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dice",)
+    """What is compared in the end, as `compare --metric`."""
     baseline: str | None = None
     """Arm that the others are compared with; none compares every pair."""
 

@@ -25,6 +25,9 @@ def _regions_from_words(value: Any) -> Any:
 Regions = Annotated[dict[str, tuple[int, ...]], BeforeValidator(_regions_from_words)]
 
 
+Metric = Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "lesion_false_positives"]
+
+
 class RunConfig(Config):
     """What pre-training and fine-tuning share."""
 
@@ -223,7 +226,7 @@ class CompareConfig(Config):
     several datasets."""
     out: Path
     """Folder for the tables."""
-    metric: Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "lesion_false_positives"] = "dice"
+    metric: Metric = "dice"
     """What is compared: a column of the scores."""
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""
