@@ -208,7 +208,8 @@ class Peer:
         size = 1 if self.simple else len(patches_VLP)
         tokens = [self.encode([("global", some, None)], teacher.encoder)[0][:, 0] for some in patches_VLP.split(size)]
         e_VK = project(torch.cat(tokens), teacher.head).float()
-        return ((e_VK - teacher.centre_K) / teacher.temperature).softmax(-1).unflatten(0, (self.images, -1))
+        apart_VK = functional.normalize(e_VK - teacher.centre_K, dim=-1)
+        return (apart_VK / teacher.temperature).softmax(-1).unflatten(0, (self.images, -1))
 
     def block(self, x_ND: Tensor, block: Any, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """One block on tokens in a row, of views with (count, tokens) each; attention stays within a view."""

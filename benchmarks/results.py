@@ -124,7 +124,7 @@ def probe_table(runs: list[Path]) -> str:
         shown = [found[round(i * (len(found) - 1) / 10)] for i in range(11)] if found else []
         curve = ", ".join(f"{row['step']}: {row['probe_dice']:.3f}" for row in shown)
         rows += [[run.name, curve, f"{found[-1]['probe_floor']:.3f}"]] if found else []
-    return table(["pre-training", "probe's Dice by step", "raw voxels"], rows) if rows else ""
+    return table(["pre-training", "probe's Dice by step", "raw voxels"], rows)
 
 
 def watch_line(run: Path) -> str:
@@ -163,10 +163,8 @@ def section(name: str, out: Path) -> str:
             f"torch {environment['packages']['torch']}, revision {environment['git']}; {whole:.0f} minutes from "
             f"catalogue to report, {training:.0f} of them training, trials included.\n",
             *(line for run in runs for line in (pretraining_line(run), watch_line(run)) if line),
-            probe_table(runs),
-            arms_table(out),
-            difference_table(study, out),
-            trials_table(out),
+            *([probe_table(runs)] if any("probe_dice" in row for run in runs for row in log_of(run)) else []),
+            *((arms_table(out), difference_table(study, out), trials_table(out)) if study.arms else ()),
             note,
             f"<details><summary>All commands (`python benchmarks/study.py {name} DATA OUT`)</summary>\n",
             f"```\n{commands}```\n\n</details>\n",

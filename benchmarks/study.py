@@ -5,6 +5,7 @@
     python benchmarks/study.py s3d-hippocampus DATA OUT
     python benchmarks/study.py s3d-sts-pet DATA OUT
     python benchmarks/study.py glmae-hippocampus DATA OUT
+    python benchmarks/study.py glmae-sts-ct DATA OUT        # DATA: a folder of CT scans; pre-training only
 
 Subjects are split 80 % / 20 % with seed 0. The encoder is pre-trained on the training subjects' images without labels.
 The arms (at each number of labelled subjects) are fine-tuned with the same settings, steps and
@@ -120,6 +121,18 @@ STUDIES = {
             ("glmae-linear", "scratch"),
         ),
         **HIPPOCAMPUS,
+    ),
+    "glmae-sts-ct": Study(  # pre-training only, on every scan of the pool
+        labels=(),
+        rates=(),
+        steps="0",
+        prepare="--spacing median",
+        pretrain={
+            "glmae": "--recipe glmae-vit-t-cpu --use all --normalise.name window --normalise.window -1000 1000 "
+            "--views.size 32 32 32 --method.global-size 64 64 64 --method.local-count 8 --train.batch 2 "
+            "--train.steps 400 --train.picture-every 100"
+        },
+        recipe="unetr-vit-cpu",
     ),
 }
 
