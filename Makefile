@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test browser lint bench clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Prevox needs Python 3.11 or newer; run make PYTHON=python3.12 ...")'
@@ -25,6 +25,12 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# for the tests of the report in a browser, which are skipped where there is none
+browser:
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } || \
+	  echo "no Chromium and no way to install it here: the tests of the report in a browser will be skipped"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check src tests benchmarks docs

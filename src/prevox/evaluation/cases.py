@@ -30,6 +30,7 @@ class Case:
         regions: Label values of each class; None scores every value that occurs.
         strict: Whether a label value that no region names is an error (else it counts as background).
         dataset: Name of the dataset that the case comes from; "" where nothing says.
+        image: The scan itself (its first file, where channels have one each); None where nothing says. Not read.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Case:
     regions: Regions | None
     strict: bool
     dataset: str = ""
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class _Reference:
     path: Path
     classes: Regions | None
     dataset: str = ""
+    image: Path | None = None
 
 
 def match_cases(config: EvaluateConfig) -> Matching:
@@ -98,6 +101,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
             expected=f"names that equal the ids of {config.references} ({_few(r.case for r in references)})",
             remedy="Name each mask <case id>.nii.gz.",
         )
+    sources = _sources(folder)
     regions = _checked(config.regions) or _run_regions(folder.parent)  # chosen sets: other values are background
     given = regions or _run_classes(folder.parent)
     cases = [
@@ -109,6 +113,7 @@ def match_cases(config: EvaluateConfig) -> Matching:
             regions=given or reference.classes,
             strict=regions is None,
             dataset=reference.dataset,
+            image=reference.image or sources.get(reference.case),
         )
         for reference in matched
     ]
@@ -212,7 +217,8 @@ def _catalogued(path: Path) -> list[_Reference]:
             remedy="Catalogue a folder with labels, or give a folder of masks as --references.",
         )
     datasets = labelled["dataset"].fillna("").astype(str).tolist() if "dataset" in labelled else [""] * len(labelled)
-    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), datasets, strict=True)
+    paths = labelled["paths"].tolist() if "paths" in labelled else [()] * len(labelled)
+    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), datasets, paths, strict=True)
     return [
         _Reference(
             case=str(image),
@@ -220,8 +226,9 @@ def _catalogued(path: Path) -> list[_Reference]:
             path=Path(root) / label_path,
             classes=_named_classes(names) if pd.notna(names) else None,
             dataset=dataset,
+            image=Path(root) / files[0] if len(files) else None,
         )
-        for image, subject, root, label_path, names, dataset in rows
+        for image, subject, root, label_path, names, dataset, files in rows
     ]
 
 
@@ -292,6 +299,18 @@ def _failures(folder: Path) -> set[str]:
             path, found=f"a table that cannot be read ({error!r})", expected="columns image and reason",
             remedy="Predict again.",
         ) from None  # fmt: skip
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    """The scan of each mask that `predict` wrote: the first path of predictions.csv's column `source`."""
+    path = folder / "predictions.csv"
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["image"]: Path(json.loads(row["source"])[0]) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, IndexError, TypeError, csv.Error):
+        return {}  # only pictures of the cases want it
 
 
 def _parts(run: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`prevox evaluate`: predictions against references, on the original grid, with intervals over subjects."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +43,8 @@ class EvaluateResult:
             counted also lesions, lesions_found, lesion_sensitivity, lesion_false_positives.
         summary: One row per class (and "mean" over classes) and metric: mean, low, high, median, cases (counted ones),
             subjects, and pairs of case and class that are empty: one_empty, both_empty.
-        path: Folder with scores.parquet, scores.csv, summary.csv and summary.json.
+        path: Folder with scores.parquet, scores.csv, cases.csv (which files were compared), summary.csv and
+            summary.json.
         failed: Ids of cases that `predict` could not segment; no mean contains them.
     """
 
@@ -232,6 +234,8 @@ def _write(
         scores.to_parquet(path, index=False)
     with replacing(out / "scores.csv") as path:
         scores.to_csv(path, index=False)
+    with replacing(out / "cases.csv") as path:
+        _files(out, matching.cases).to_csv(path, index=False)
     with replacing(out / "summary.csv") as path:
         summary.to_csv(path, index=False)
     content = {
@@ -251,6 +255,17 @@ def _write(
     }
     with replacing(out / "summary.json") as path:
         path.write_text(json.dumps(content, indent=1))
+
+
+def _files(out: Path, cases: Sequence[Case]) -> "pd.DataFrame":
+    """Which files belong to each case; masks beside `out` are named relative to it, so that a run may be moved."""
+    import pandas as pd
+
+    def named(path: Path) -> str:
+        return os.path.relpath(path, out) if path.is_relative_to(out.absolute().parent) else str(path)
+
+    rows = [(case.case, named(case.prediction), named(case.reference), case.image or "") for case in cases]
+    return pd.DataFrame(rows, columns=["case", "prediction", "reference", "image"])
 
 
 def _say_matching(cases: int, subjects: int, matching: Matching | Classified) -> None:

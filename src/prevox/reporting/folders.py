@@ -1,6 +1,7 @@
-"""Read what a run folder holds. Whatever is absent stays empty: an unfinished run gives a page as well."""
+"""Read what a run or an evaluation folder holds. What is absent stays empty: an unfinished run gives a page as well."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pandas as pd
 from prevox.config.base import read_yaml
 from prevox.errors import RunError
 from prevox.evaluation.arms import short_names
+from prevox.reporting.scans import CaseFiles
 
 
 @dataclass
 class Run:
-    """One run as the report shows it.
+    """One run, or one evaluation of other masks, as the report shows it.
 
     Attributes:
         name: Short name, unique within the report.
@@ -22,6 +24,7 @@ class Run:
         scores: One row per case and class (case, subject, class, dice, hd95, nsd, asd, reference_ml, prediction_ml)
             with volume_error = prediction_ml - reference_ml; empty if not evaluated.
         scored: Content of evaluation/summary.json.
+        files: Where each evaluated case lies.
         predictions: One row per predicted image (image, file, source, label, seconds); empty if nothing was predicted.
         pictures: (step, name, file) in the order of steps.
     """
@@ -39,30 +42,49 @@ class Run:
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     scored: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, CaseFiles] = field(default_factory=dict)
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: list[tuple[int, str, Path]] = field(default_factory=list)
 
     @property
     def verb(self) -> str:
-        """`pretrain` or `finetune`."""
+        """`pretrain` or `finetune`; `evaluate` where masks were only scored."""
+        if not self.config:
+            return "evaluate"
         return str(self.config.get("verb") or self.summary.get("verb") or "run")
 
 
 def read_runs(paths: tuple[Path, ...]) -> list[Run]:
-    """Read run folders; names are the folders' own, with their parents where two are equal.
+    """Read run and evaluation folders; names are the folders' own, with their parents where two are equal.
 
     Raises:
-        RunError: If a folder is missing or is no run, or one of its files cannot be read.
+        RunError: If a folder is missing or is neither, or one of its files cannot be read.
     """
     paths = tuple(path.resolve() for path in paths)
-    return [_read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    paths = tuple(path.parent if _is_evaluation(path) else path for path in paths)
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def _read_run(path: Path, name: str) -> Run:
+def _is_evaluation(path: Path) -> bool:
+    return path.name == "evaluation" and (path / "scores.csv").is_file()
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read one folder under the name that it shall have in the page.
+
+    Raises:
+        RunError: As `read_runs`.
+    """
     if not path.is_dir():
         raise RunError(f"{path}: no such folder. Give run folders that `prevox pretrain` or `prevox finetune` wrote.")
+    evaluation = path if (path / "scores.csv").is_file() else path / "evaluation"
     if not (path / "config.yaml").is_file():
-        raise RunError(f"{path}: holds no config.yaml, so it is no run folder. Give the folder that --out named.")
+        if not (evaluation / "scores.csv").is_file():
+            raise RunError(
+                f"{path}: holds neither config.yaml nor scores. Give the folder that --out named when training, or one "
+                "that `prevox evaluate` wrote."
+            )
+        return Run(path, name, {}, "", **_evaluated(evaluation))
     return Run(
         path=path,
         name=name,
@@ -75,8 +97,7 @@ def _read_run(path: Path, name: str) -> Run:
         network=_json(path / "network.json"),
         transfer=_json(path / "transfer.json"),
         metrics=_metrics(path / "metrics.jsonl"),
-        scores=_scores(path / "evaluation" / "scores.csv"),
-        scored=_json(path / "evaluation" / "summary.json"),
+        **_evaluated(evaluation),
         predictions=_table(path / "predictions" / "predictions.csv", numbers=["seconds"]),
         pictures=_pictures(path / "pictures"),
     )
@@ -92,6 +113,26 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _evaluated(folder: Path) -> dict[str, Any]:
+    """The parts of a run that `prevox evaluate` wrote."""
+    scores, scored = _scores(folder / "scores.csv"), _json(folder / "summary.json")
+    return {"scores": scores, "scored": scored, "files": _files(folder)}
+
+
+def _files(folder: Path) -> dict[str, CaseFiles]:
+    table = _table(folder / "cases.csv", texts=["case", "prediction", "reference", "image"])
+
+    def path(text: str) -> Path:  # relative to the table, else as it was given on the command line
+        return folder / text if (folder / text).exists() else Path(text)
+
+    return {
+        str(row["case"]): CaseFiles(
+            path(row["prediction"]), path(row["reference"]), path(row["image"]) if row["image"] else None
+        )
+        for row in table.to_dict("records")
+    }
+
+
 def _scores(path: Path) -> pd.DataFrame:
     scores = _table(path, numbers=["dice", "hd95", "nsd", "asd", "reference_ml", "prediction_ml"])
     if not scores.empty:
@@ -99,12 +140,13 @@ def _scores(path: Path) -> pd.DataFrame:
     return scores
 
 
-def _table(path: Path, numbers: list[str]) -> pd.DataFrame:
-    """A CSV file whose columns are text (a class may be called NA) except for the named ones."""
+def _table(path: Path, numbers: Sequence[str] = (), texts: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV file whose columns are text (a class may be called NA) except for `numbers`; named columns must exist."""
     if not path.is_file():
         return pd.DataFrame()
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = table[[*texts, *(name for name in table if name not in texts)]]  # a KeyError where one is missing
         return table.assign(**{name: table[name].where(table[name] != "").astype(float) for name in numbers})
     except (pd.errors.ParserError, pd.errors.EmptyDataError, KeyError, ValueError) as error:
         raise RunError(f"{path}: not the table that is expected ({error}). Repeat the verb that writes it.") from None

@@ -4,15 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from prevox import __version__
 from prevox.config.runs import ReportConfig
 from prevox.console import console
-from prevox.output import replacing, writable_folder
-from prevox.reporting import figures, tables
+from prevox.reporting import figures, page, tables, volumes
 from prevox.reporting.folders import Run, read_runs
-from prevox.reporting.overlays import overlays
+from prevox.reporting.overlays import choose, overlays
 
 CURVES = {  # column of metrics.jsonl -> heading
     "loss": "Loss",
@@ -42,31 +39,24 @@ def report(config: ReportConfig) -> Path:
     """
     runs = read_runs(config.runs)
     out = config.out or config.runs[0] / "report.html"
-    page = render(runs, config.title or ", ".join(run.name for run in runs))
-    writable_folder(out.parent)
-    with replacing(out) as partial:
-        partial.write_text(page, encoding="utf-8")
+    text = render(runs, config.title or ", ".join(run.name for run in runs))
+    page.write(text, out)
     count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
-    console.print(f"report: {count}, {len(page) / 1e6:.1f} MB: {out}", markup=False)
+    console.print(f"report: {count}, {len(text) / 1e6:.1f} MB: {out}", markup=False)
     return out
 
 
 def render(runs: list[Run], title: str) -> str:
     """The page as text; whatever comes from data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("prevox.reporting"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = tables.duration
     strokes = {run.name: figures.run_stroke(number) for number, run in enumerate(runs)}
     scored = [run for run in runs if not run.scores.empty]
     rows = tables.score_rows(scored)
-    return environment.get_template("report.html.j2").render(
+    heads, case_rows = tables.case_table(scored)
+    return page.render(
+        "report.html.j2",
+        {"duration": tables.duration},
         title=title,
-        version=__version__,
+        volumes=_volumes(runs),
         runs=[_overview(run, strokes[run.name]) for run in runs],
         headline=tables.headline(runs),
         scored=[
@@ -77,11 +67,33 @@ def render(runs: list[Run], title: str) -> str:
         dice_figure=_dice_figure(rows, scored, strokes),
         differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
         cautions=[sentence for run in scored for sentence in tables.cautions(run)],
+        case_heads=heads,
+        case_rows=case_rows,
+        mean_name=tables.MEAN,
         curves=_curves(runs, strokes),
         changed=_changed(runs),
         sections=[_section(run, strokes[run.name]) for run in runs],
         pictures=_kinds_of_pictures(runs),
     )
+
+
+def _volumes(runs: list[Run]) -> dict[str, Any] | None:
+    """Best, median and worst case of every run for the viewer, each with the masks of all runs that have it."""
+    scores = {run.name: tables.mean_dice(run) for run in runs}
+    why: dict[str, list[str]] = {}
+    for run in runs:
+        dice = scores[run.name]
+        for rank, case in choose(dice[dice.index.isin(list(run.files))]):
+            why.setdefault(case, []).append(f"{rank} of {run.name}" if len(runs) > 1 else rank)
+    cases = []
+    for case, reasons in why.items():
+        having = [run for run in runs if case in run.files]
+        files = {run.name: run.files[case] for run in having}
+        own = {run.name: f"{scores[run.name][case]:.3f}" for run in having if case in scores[run.name]}
+        cases.append(volumes.Case(case, ", ".join(reasons), files, own))
+    names = {value: name for run in reversed(runs) for value, name in tables.label_names(run).items()}
+    packed, _ = volumes.pack(cases, names)  # what cannot be read is told in the section of its run
+    return packed if packed["cases"] else None
 
 
 def _overview(run: Run, stroke: figures.Stroke) -> dict[str, Any]:

@@ -104,6 +104,43 @@ def _rows(runs: Sequence[Run], measure: Callable[[Run, str, pd.Series], Interval
     return rows
 
 
+def case_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Every case and class as a table that sorts: of one run all metrics, of several their Dice.
+
+    Returns:
+        Heads as the template's macro `sortable` takes them, and rows of cells.
+    """
+    metrics = METRICS if len(runs) == 1 else {"dice": METRICS["dice"]}
+    columns: list[tuple[str, int, dict[Any, float]]] = []
+    for run in runs:
+        for metric, (heading, decimals) in metrics.items():
+            wide = per_case(run, metric)
+            if metric == "volume_error":
+                wide = wide.drop(columns=MEAN, errors="ignore")  # volumes of classes are not averaged
+            columns.append(
+                (heading if len(runs) == 1 else run.name, decimals, dict(wide.stack(future_stack=True).items()))
+            )
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for case, class_name in dict.fromkeys(key for _, _, values in columns for key in values):
+        rows[case, class_name] = [_value(values.get((case, class_name)), decimals) for _, decimals, values in columns]
+    subjects = {case: subject for run in runs for case, subject in run.scores[["case", "subject"]].to_numpy()}
+    classes = {class_name for _, class_name in rows}
+    heads: list[dict[str, Any]] = [
+        {"name": "Case", "number": False},
+        {"name": "Subject", "number": False},
+        {"name": "Class", "number": False, "menu": MEAN if MEAN in classes else ""},
+        *({"name": name if len(runs) == 1 else f"Dice of {name}", "number": True} for name, _, _ in columns),
+    ]
+    return heads, [[case, subjects[case], class_name, *cells] for (case, class_name), cells in rows.items()]
+
+
+def _value(value: float | None, decimals: int) -> dict[str, str]:
+    """A cell that sorts by its number; empty where there is none."""
+    if value is None or np.isnan(value):
+        return {"text": "–", "value": ""}
+    return {"text": format(value, f".{decimals}f").replace("-", "−"), "value": repr(float(value))}
+
+
 def same_cases(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups of at least two runs that were evaluated on exactly the same cases."""
     groups: dict[frozenset[str], list[Run]] = {}

@@ -66,7 +66,7 @@ def write_predictions(path: Path, cases: list[str]) -> None:
     scans.mkdir()
     (path / "predictions").mkdir()
     affine = np.diag([-1.0, -1.0, -2.0, 1.0])
-    rows = []
+    rows, evaluated = [], []
     for number, case in enumerate(cases):
         image = np.random.default_rng(number).normal(100, 10, (12, 16, 8)).astype(np.float32)
         label = np.zeros((12, 16, 8), np.uint8)
@@ -78,7 +78,10 @@ def write_predictions(path: Path, cases: list[str]) -> None:
         nib.save(nib.Nifti1Image(label, affine), path / "predictions" / f"{number}.nii.gz")
         files = {"source": scans / f"image{number}.nii.gz", "label": scans / f"label{number}.nii.gz"}
         rows.append({"image": case, "file": f"{number}.nii.gz", **files, "seconds": 1.5})
+        where = {"prediction": f"../predictions/{number}.nii.gz", "reference": files["label"], "image": files["source"]}
+        evaluated.append({"case": case, **where})
     write_rows(path / "predictions" / "predictions.csv", rows)
+    write_rows(path / "evaluation" / "cases.csv", evaluated)
 
 
 DICE = {HOSTILE: ("s1", 0.5, 0.7), "b": ("s1", 0.6, 0.8), "c": ("s2", 0.7, 0.9), "d": ("s3", 0.8, 1.0)}

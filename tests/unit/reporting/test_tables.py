@@ -102,7 +102,7 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
 def test_missing_folder_and_folder_without_a_run_are_refused(tmp_path):
     with pytest.raises(RunError, match="absent: no such folder"):
         read_runs((tmp_path / "absent",))
-    with pytest.raises(RunError, match=r"holds no config\.yaml"):
+    with pytest.raises(RunError, match=r"holds neither config\.yaml nor scores"):
         read_runs((tmp_path,))
 
 

@@ -1,0 +1,259 @@
+"""The report in a real browser: opened from disk, without network, by mouse and by keyboard."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prevox.config.runs import ReportConfig
+from prevox.reporting.html import report
+from tests.e2e.browser import Browser
+from tests.unit.reporting.conftest import HOSTILE, make_empty, make_full, make_other
+
+pytestmark = pytest.mark.e2e
+PLANES = ("axial", "coronal", "sagittal")
+# where pictures of the pages go for somebody to look at; without it they stay in the test's own folder
+PICTURES = os.environ.get("PREVOX_TEST_PICTURES")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two evaluated runs, one case with a hostile name (only the first run's masks are known), a pre-training run."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = (make_full(folder), make_other(folder), make_empty(folder))
+    return report(ReportConfig(runs=runs, out=folder / "report.html", title="Runs"))
+
+
+@pytest.fixture
+def opened(browser: Browser, run_page: Path) -> Browser:
+    browser.open(run_page)
+    browser.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
+    browser.settle()
+    return browser
+
+
+def part(name: str) -> str:
+    return f'#viewer [data-part="{name}"]'
+
+
+def pixels(browser: Browser, plane: str = "axial") -> str:
+    """What a plane shows; equal texts are equal pictures."""
+    browser.settle()
+    return str(browser.js(f"document.querySelector('{part(plane)} canvas').toDataURL()"))
+
+
+def colour(browser: Browser, plane: str, x: float, y: float) -> tuple[int, ...]:
+    """Red, green and blue of a plane at a share of its width and height."""
+    browser.settle()
+    return tuple(
+        browser.js(
+            f"(() => {{ const c = document.querySelector('{part(plane)} canvas');"
+            f"return [...c.getContext('2d').getImageData({x} * c.width, {y} * c.height, 1, 1).data].slice(0, 3); }})()"
+        )
+    )
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    """Set a control and tell the page, as a user's choice does."""
+    browser.js(
+        f"(() => {{ const e = document.querySelector('{part(name)}'); e.value = {value!r};"
+        "for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind, {bubbles: true})); })()"
+    )
+    browser.settle()
+
+
+def column(browser: Browser, table: str, number: int) -> list[str]:
+    """Texts of the visible rows of a column."""
+    rows = f"[...document.querySelectorAll({(table + ' tbody tr')!r})].filter((row) => !row.hidden)"
+    return list(browser.js(f"{rows}.map((row) => row.cells[{number}].textContent)"))
+
+
+def picture(browser: Browser, name: str, tmp_path: Path) -> Path:
+    return browser.screenshot(Path(PICTURES or tmp_path) / f"{name}.png")
+
+
+def test_opens_from_disk_without_network_and_without_complaint(opened: Browser, run_page: Path) -> None:
+    assert [address for address in opened.requests if not address.startswith("data:")] == [run_page.resolve().as_uri()]
+    assert opened.complaints == []
+
+
+def test_the_page_may_not_reach_the_network_nor_run_foreign_scripts(opened: Browser) -> None:
+    assert opened.js("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'refused')") == "refused"
+    opened.js(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = true';"
+        "document.body.append(s); })()"
+    )
+    assert opened.js("window.ran") is None
+    assert any("Content Security Policy" in complaint for complaint in opened.complaints)
+
+
+def test_names_from_data_are_text(opened: Browser) -> None:
+    assert HOSTILE in opened.js("document.querySelector('#viewer [data-part=case]').textContent")
+    assert HOSTILE in opened.js("document.querySelector('#all-cases').textContent")
+    assert opened.js("document.scripts.length") == 2
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_scroll_by_slider_keyboard_and_wheel(opened: Browser, plane: str) -> None:
+    slider, canvas = f"{part(plane)} input", f"{part(plane)} canvas"
+    opened.js(f"document.querySelector('{slider}').focus()")
+    opened.key("Home")
+    first = pixels(opened, plane)
+    opened.key("ArrowUp")
+    second = pixels(opened, plane)
+    assert opened.js(f"document.querySelector('{slider}').value") == "1"
+    assert opened.js(f"document.querySelector('{part(plane)} output').textContent").startswith("2 /")
+    assert first != second
+    opened.wheel(canvas, 100)  # towards the first slice
+    assert pixels(opened, plane) == first
+    opened.wheel(canvas, -100)
+    assert pixels(opened, plane) == second
+    opened.key("End")
+    last = opened.js(f"document.querySelector('{slider}').max")
+    assert opened.js(f"document.querySelector('{slider}').value") == last
+    assert pixels(opened, plane) not in (first, second)
+
+
+def test_the_wheel_scrolls_the_page_until_a_plane_is_chosen(opened: Browser) -> None:
+    opened.js("document.activeElement.blur()")
+    before = pixels(opened)
+    opened.wheel(f"{part('axial')} canvas", 100)
+    assert pixels(opened) == before
+
+
+def test_overlay_is_toggled_by_mouse_and_key_and_follows_the_opacity(opened: Browser) -> None:
+    with_overlay = pixels(opened)
+    opened.click(part("shown"))
+    without = pixels(opened)
+    assert without != with_overlay
+    opened.key("o")
+    assert pixels(opened) == with_overlay
+    choose(opened, "opacity", "90")
+    strong = pixels(opened)
+    assert strong not in (with_overlay, without)
+    choose(opened, "opacity", "0")
+    assert pixels(opened) == without
+
+
+def test_planes_show_what_was_predicted_where_it_was_predicted(opened: Browser) -> None:
+    """The boxes of `write_predictions`: voxel (i, j, k) of the file lies in a canonical plane at known places.
+
+    The files run to the left, back and down, so what is drawn has i and j in the file's own direction: plane k = 2 is
+    axial slice 8 − 2 = 6 of 8. Class 1 fills columns 4 and 5 of 12 in the prediction, 2 to 5 in the reference.
+    """
+    opened.click(part("crosshair"))
+    choose(opened, "opacity", "100")
+    choose(opened, "overlay", "prediction")
+    opened.js(f"document.querySelector('{part('axial')} input').focus()")
+    opened.key("Home")
+    for _ in range(5):
+        opened.key("ArrowUp")
+    assert opened.js(f"document.querySelector('{part('axial')} output').textContent") == "6 / 8"
+    one = (0xFF, 0xB0, 0x00)
+    inside, missed, outside = (5 / 12, 6 / 16), (3 / 12, 6 / 16), (10 / 12, 6 / 16)
+    assert colour(opened, "axial", *inside) == one
+    assert colour(opened, "axial", *missed) != one
+    choose(opened, "overlay", "reference")
+    assert colour(opened, "axial", *inside) == one
+    assert colour(opened, "axial", *missed) == one
+    red, green, blue = colour(opened, "axial", *outside)
+    assert red == green == blue
+    choose(opened, "overlay", "disagreement")
+    assert colour(opened, "axial", *missed) == (255, 92, 92)
+    red, green, blue = colour(opened, "axial", *inside)
+    assert red == green == blue
+
+
+def test_window_changes_the_greys_and_resets(opened: Browser) -> None:
+    before = pixels(opened)
+    lowest = opened.js(f"document.querySelector('{part('level')}').min")
+    choose(opened, "level", lowest)
+    assert pixels(opened) != before
+    opened.click(part("reset"))
+    assert pixels(opened) == before
+
+
+def test_a_click_moves_the_cross_hair_to_it(opened: Browser) -> None:
+    opened.click(f"{part('axial')} canvas", 0.99, 0.01)
+    values = [opened.js(f"document.querySelector('{part(plane)} input').value") for plane in ("coronal", "sagittal")]
+    assert values == ["0", "11"]  # the first row from the front, the last of 12 columns
+    assert opened.js("document.activeElement.parentElement.dataset.part") == "axial"
+
+
+def test_another_case_is_opened_from_its_picture(opened: Browser) -> None:
+    before = pixels(opened)
+    button = f"button[data-case={HOSTILE!r}][data-run='seg']"
+    opened.click(button)
+    opened.wait_for(f"document.getElementById('viewer').dataset.ready === {(HOSTILE + '/seg')!r}")
+    assert pixels(opened) != before
+    assert "0.600" in opened.js(f"document.querySelector('{part('note')}').textContent")  # mean of 0.5 and 0.7
+
+
+def test_a_table_sorts_by_mouse_and_keyboard(opened: Browser) -> None:
+    table, head = "#all-cases table", "#all-cases thead th:nth-child(4)"
+    means = column(opened, table, 3)
+    assert means == ["0.600", "0.700", "0.800", "0.900"]
+    opened.click(f"{head} button")
+    assert opened.js(f"document.querySelector('{head}').ariaSort") == "ascending"
+    opened.js(f"document.querySelector('{head} button').focus()")
+    opened.key("Enter")
+    assert opened.js(f"document.querySelector('{head}').ariaSort") == "descending"
+    assert column(opened, table, 3) == means[::-1]
+    opened.click("#all-cases thead th:nth-child(1) button")
+    assert opened.js(f"document.querySelector('{head}').ariaSort") is None
+    assert column(opened, table, 0) == sorted([HOSTILE, "b", "c", "d"])
+
+
+def test_a_table_filters_by_words_and_menu(opened: Browser) -> None:
+    table = "#all-cases table"
+    opened.type("#all-cases input[type=search]", "s1")
+    assert column(opened, table, 0) == [HOSTILE, "b"]
+    assert opened.js("document.querySelector('#all-cases [role=status]').textContent") == "2 of 12 rows"
+    opened.js(
+        "(() => { const menu = document.querySelector('#all-cases select'); menu.value = '';"
+        "menu.dispatchEvent(new Event('change')); })()"
+    )
+    assert len(column(opened, table, 0)) == 6  # two classes and their mean
+
+
+def test_every_control_is_reached_by_the_keyboard(opened: Browser) -> None:
+    wanted = set(opened.js("[...document.querySelectorAll('button:not([hidden]), select, input')].map((e, at) => at)"))
+    opened.js("[...document.querySelectorAll('button:not([hidden]), select, input')].forEach((e, at) => e.mark = at)")
+    opened.js("document.activeElement.blur()")
+    reached = set()
+    for _ in range(3 * len(wanted)):
+        opened.key("Tab")
+        reached.add(opened.js("document.activeElement.mark"))
+    assert wanted <= reached
+
+
+def test_light_dark_and_the_readers_choice(browser: Browser, run_page: Path) -> None:
+    def background() -> str:
+        browser.settle()
+        return str(browser.js("getComputedStyle(document.body).backgroundColor"))
+
+    browser.open(run_page, scheme="light")
+    light = background()
+    browser.scheme("dark")
+    dark = background()
+    assert light != dark
+    for expected in (dark, light, dark):  # the button: dark, light, as the system
+        browser.click("#theme")
+        assert background() == expected
+    browser.scheme("light")
+    assert background() == light
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(browser: Browser, run_page: Path, width: int, tmp_path: Path) -> None:
+    browser.open(run_page, width=width)
+    browser.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    assert picture(browser, f"runs-{width}", tmp_path).stat().st_size > 0
