@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prevox.config.runs import ReportConfig
-from prevox.reporting.html import report
+from prevox.reporting.report import report
 from tests.e2e.browser import Browser
 from tests.unit.reporting.conftest import HOSTILE, make_empty, make_full, make_other
 

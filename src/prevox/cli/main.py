@@ -66,7 +66,7 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "prevox.config.runs:ReportConfig",
-        "prevox.reporting.html:report",
+        "prevox.reporting.report:report",
         "runs and evaluations as one HTML file",
     ),
     "export": Verb(

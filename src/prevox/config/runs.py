@@ -233,11 +233,22 @@ class CompareConfig(Config):
 
 
 class ReportConfig(Config):
-    """Write runs with their evaluations as one self-contained HTML file."""
+    """Write runs with their evaluations, or a comparison, as one self-contained HTML file."""
 
-    runs: Annotated[tuple[Path, ...], Field(min_length=1)]
-    """Run folders."""
+    runs: tuple[Path, ...] = ()
+    """Run folders, or folders that `prevox evaluate` wrote."""
+    comparison: Path | None = None
+    """Folder that `prevox compare` wrote, instead of runs. That verb writes its page itself; this one, anew."""
     out: Path | None = None
-    """HTML file; none takes report.html in the first run."""
+    """HTML file; none takes report.html in the first run, or in the comparison."""
     title: str | None = None
     """Heading; none takes the names of the runs."""
+    figures: Path | None = None
+    """Folder for every figure of the page as PDF and SVG, for papers; none writes none."""
+
+    @model_validator(mode="after")
+    def _about_something(self) -> "ReportConfig":
+        if bool(self.runs) == (self.comparison is not None):
+            found = "both" if self.runs else "neither"
+            raise ValueError(f"found {found} of --runs and --comparison; give run folders or one comparison")
+        return self

@@ -11,7 +11,7 @@ import pandas as pd
 
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.evaluation.cases import MEAN
-from prevox.evaluation.scoring import LESION_METRICS
+from prevox.evaluation.scoring import LESION_METRICS, METRICS
 
 COLUMNS = ("case", "subject", "class", "reference_ml")
 UNNAMED = "unnamed"  # the dataset of cases whose evaluation does not say
@@ -25,7 +25,8 @@ class Arm:
     Attributes:
         name: As it is shown.
         folders: Where its scores were read, as given; several where a method was scored on several datasets.
-        scores: One row per case and class: case, subject, dataset, class, reference_ml and the metric's column.
+        scores: One row per case and class: case, subject, dataset, class, reference_ml, the metric's column, and the
+            other metrics that were scored.
         failed: Ids of cases that it could not segment.
         not_predicted: Ids of references without its prediction.
         trained_on: Ids of scored cases that it was trained on.
@@ -147,6 +148,30 @@ def align(arms: Sequence[Arm], metric: str) -> Alignment:
     )
 
 
+def case_table(alignment: Alignment, arms: Sequence[Arm]) -> pd.DataFrame:
+    """Every metric of every compared case, class and run.
+
+    Args:
+        alignment: The common cases.
+        arms: The runs.
+
+    Returns:
+        Columns dataset, case, subject, class, run, and the metrics that every run has; a case's mean over its counted
+        classes stands in the rows of class "mean".
+    """
+    metrics = [name for name in METRICS if all(name in arm.scores for arm in arms)]
+    parts = []
+    for dataset in alignment.datasets:
+        subjects = dict(zip(dataset.cases, dataset.subjects, strict=True))
+        for arm in arms:
+            wanted = arm.scores["case"].isin(subjects) & arm.scores["class"].isin(dataset.classes)
+            own = arm.scores.loc[wanted, ["case", "class", *metrics]]
+            mean = own.groupby("case", sort=False)[metrics].mean().reset_index().assign(**{"class": MEAN})
+            both = pd.concat([own, mean]).assign(dataset=dataset.name, run=arm.name)
+            parts.append(both.assign(subject=both["case"].map(subjects)))
+    return pd.concat(parts, ignore_index=True)[["dataset", "case", "subject", "class", "run", *metrics]]
+
+
 def _name_and_path(run: str) -> tuple[str | None, Path]:
     name, equals, path = run.partition("=")
     if not equals or Path(run).exists():  # a folder's own name may hold an equals sign
@@ -235,7 +260,8 @@ def _scores(path: Path, metric: str) -> pd.DataFrame:
         )
     if MEAN in set(table["class"]):
         raise DataError(path, found=f"a class called '{MEAN}'", expected="another name", remedy="Evaluate again.")
-    return table[[*COLUMNS, "dataset", metric]]
+    others = [name for name in METRICS if name in table and name != metric]
+    return table[[*COLUMNS, "dataset", metric, *others]]
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prevox.config.runs import CompareConfig
+from prevox.config.runs import CompareConfig, ReportConfig
 from prevox.console import console, warn
 from prevox.errors import ConfigError
-from prevox.evaluation.arms import Alignment, Arm, align, read_arms
+from prevox.evaluation.arms import Alignment, Arm, align, case_table, read_arms
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison, compute, tidy
 from prevox.evaluation.comparison_tables import latex, markdown, say
 from prevox.evaluation.evaluate import LEVEL, RESAMPLES, SEED
 from prevox.output import replacing, writable_folder
+from prevox.reporting.report import report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class CompareResult:
         comparison: Everything.
         table: The same in tidy form: metric, dataset, class, run, other, quantity, place, value, low, high, cases,
             subjects.
-        path: Folder with comparison.json, comparison.parquet, tables.md and tables.tex.
+        path: Folder with comparison.json, comparison.parquet, cases.parquet, tables.md, tables.tex and report.html.
     """
 
     comparison: Comparison
@@ -60,12 +61,15 @@ def compare(config: CompareConfig) -> CompareResult:
         path.write_text(json.dumps(_plain(_content(comparison)), indent=1, ensure_ascii=False), encoding="utf-8")
     with replacing(config.out / "comparison.parquet") as path:
         table.to_parquet(path, index=False)
+    with replacing(config.out / "cases.parquet") as path:
+        case_table(alignment, arms).to_parquet(path, index=False)
     with replacing(config.out / "tables.md") as path:
         path.write_text(markdown(comparison), encoding="utf-8")
     with replacing(config.out / "tables.tex") as path:
         path.write_text(latex(comparison), encoding="utf-8")
     say(comparison)
     _warn(arms, alignment)
+    report(ReportConfig(comparison=config.out))
     console.print(f"written: {config.out}", markup=False)
     return CompareResult(comparison, table, config.out)
 

@@ -245,6 +245,7 @@ def _write(
         "resamples": RESAMPLES,
         "cases": len(matching.cases),
         "subjects": int(scores["subject"].nunique()),
+        "classes": next((case.regions for case in matching.cases if case.regions), None),
         "one_empty": int(scores["empty"].isin(["prediction", "reference"]).sum()),
         "both_empty": int((scores["empty"] == "both").sum()),
         "failed": matching.failed,

@@ -1,44 +1,18 @@
-"""Figures of the report: SVG that takes its ink from the page (light or dark), pixels for scans."""
+"""Figures about runs: curves, means with intervals; and slices as pixels."""
 
 import base64
 import io
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
+from prevox.reporting.drawing import Drawing, Stroke, label_colour, new_axes, plain
 from prevox.reporting.overlays import Overlay
 
-# Hues that keep at least 3:1 against white and against the dark page, and differ in lightness as well.
-RUN_COLOURS = ("#2f7dd1", "#d9622b", "#2a9d6f", "#b0609f", "#a8862b", "#6d7f92")
-LINES = ("solid", "dashed", "dotted")  # words that matplotlib and style sheets share; the next with every six runs
-LABEL_COLOURS = ("#ffb000", "#3fb6ff", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f4a", "#4de0d0", "#e8e25a")
-INK = "#010203"  # stands for the page's text colour until the SVG is in the page
 MAX_POINTS = 600  # per curve; more cannot be seen and would swell the page
-
-
-@dataclass(frozen=True)
-class Stroke:
-    """How a run is drawn wherever it appears."""
-
-    colour: str
-    line: str
-
-
-def run_stroke(number: int) -> Stroke:
-    """Stroke of a run by its place in the report: six colours, then the same with another line."""
-    turn, colour = divmod(number, len(RUN_COLOURS))
-    return Stroke(RUN_COLOURS[colour], LINES[turn % len(LINES)])
-
-
-def label_colour(value: int) -> str:
-    """Colour of a label value in overlays and legends."""
-    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,24 +27,26 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def curve(
     series: Sequence[tuple[Stroke, pd.DataFrame]],
     column: str,
+    verb: str = "run",
     *,
     logarithmic: bool = False,
     smooth: bool = True,
     floor: str | None = None,
-) -> Markup | None:
+) -> Drawing | None:
     """One quantity over steps, all runs overlaid.
 
     Args:
         series: (stroke of the run, its logged rows).
         column: Column of the rows.
+        verb: What the runs did; part of the drawing's name.
         logarithmic: Whether the vertical axis may be logarithmic (it is where values span more than a factor of 20).
         smooth: Whether long curves get a running mean.
         floor: Column whose last value is drawn as a thin level.
 
     Returns:
-        An SVG element, or None if no run logged the quantity.
+        None if no run logged the quantity.
     """
-    figure, axes = _axes((4.6, 2.5))
+    figure, axes = new_axes((4.6, 2.5))
     drawn = 0
     for stroke, rows in series:
         if column not in rows or "step" not in rows:
@@ -93,10 +69,10 @@ def curve(
         axes.set_yscale("log")
     axes.set_xlabel("optimiser steps")
     axes.margins(x=0.01)
-    return _svg(figure, f"curve-{column}")
+    return Drawing(f"{verb} {column}", figure)
 
 
-def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
+def intervals(rows: Sequence[dict[str, Any]], label: str) -> Drawing | None:
     """Means with their intervals, one line per class and run.
 
     Args:
@@ -108,7 +84,7 @@ def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
         return None
     groups = list(dict.fromkeys(row["group"] for row in rows))
     height, ticks = 0.0, []
-    figure, axes = _axes((5.0, 0.75 + 0.24 * len(rows) + 0.16 * len(groups)))
+    figure, axes = new_axes((5.0, 0.75 + 0.24 * len(rows) + 0.16 * len(groups)))
     for group in groups:
         members = [row for row in rows if row["group"] == group]
         ticks.append(height + (len(members) - 1) / 2)
@@ -119,12 +95,12 @@ def intervals(rows: Sequence[dict[str, Any]], label: str) -> Markup | None:
             axes.plot(row["mean"], height, "o", color=stroke.colour, markersize=5)
             height += 1
         height += 0.7
-    axes.set_yticks(ticks, [group.replace("$", r"\$") for group in groups])  # no formulas from names
+    axes.set_yticks(ticks, [plain(group) for group in groups])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(height - 0.9, -0.8)
     axes.set_xlabel(label)
-    return _svg(figure, f"intervals-{label}")
+    return Drawing(f"intervals {label}", figure)
 
 
 def panels(overlay: Overlay) -> list[tuple[str, str]]:
@@ -171,41 +147,3 @@ def _slice_uri(overlay: Overlay, labels_YX: np.ndarray | None) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="webp", pil_kwargs={"quality": 85})
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _axes(size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(INK)
-    axes.spines["bottom"].set_alpha(0.4)
-    axes.tick_params(colors=INK, labelsize=8.5, length=3)
-    axes.xaxis.label.set_color(INK)
-    axes.xaxis.label.set_fontsize(8.5)
-    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Any, salt: str) -> Markup:
-    """The figure as an inline SVG element: text stays text, ink follows the page, ids are unique to the figure."""
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "svg.id": None}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]  # without XML declaration and document type
-    outside = (r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(:xlink)?="[^"]*"', r'(?<=<g) id="[^"]*"')
-    for needless in outside:  # addresses, rules that would act on the whole page, ids that other figures have too
-        text = re.sub(needless, "", text, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;\"]*;", "", text)  # the page's own font
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = text.replace(INK, "currentColor")
-    return Markup(text)  # matplotlib escapes text in SVG

@@ -111,18 +111,19 @@ def case_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any
         Heads as the template's macro `sortable` takes them, and rows of cells.
     """
     metrics = METRICS if len(runs) == 1 else {"dice": METRICS["dice"]}
-    columns: list[tuple[str, int, dict[Any, float]]] = []
+    columns: list[tuple[str, int, dict[Any, Any]]] = []
     for run in runs:
         for metric, (heading, decimals) in metrics.items():
             wide = per_case(run, metric)
             if metric == "volume_error":
                 wide = wide.drop(columns=MEAN, errors="ignore")  # volumes of classes are not averaged
-            columns.append(
-                (heading if len(runs) == 1 else run.name, decimals, dict(wide.stack(future_stack=True).items()))
-            )
+            values = wide.stack(future_stack=True).to_dict()
+            columns.append((heading if len(runs) == 1 else run.name, decimals, values))
     rows: dict[tuple[str, str], list[Any]] = {}
     for case, class_name in dict.fromkeys(key for _, _, values in columns for key in values):
-        rows[case, class_name] = [_value(values.get((case, class_name)), decimals) for _, decimals, values in columns]
+        rows[case, class_name] = [
+            value_cell(values.get((case, class_name)), decimals) for _, decimals, values in columns
+        ]
     subjects = {case: subject for run in runs for case, subject in run.scores[["case", "subject"]].to_numpy()}
     classes = {class_name for _, class_name in rows}
     heads: list[dict[str, Any]] = [
@@ -134,7 +135,7 @@ def case_table(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any
     return heads, [[case, subjects[case], class_name, *cells] for (case, class_name), cells in rows.items()]
 
 
-def _value(value: float | None, decimals: int) -> dict[str, str]:
+def value_cell(value: float | None, decimals: int) -> dict[str, str]:
     """A cell that sorts by its number; empty where there is none."""
     if value is None or np.isnan(value):
         return {"text": "–", "value": ""}
@@ -172,9 +173,14 @@ def _pretrained(run: Run) -> bool:
     return run.config.get("pretrained") is not None and not run.config.get("scratch")
 
 
+def settings(run: Run) -> dict[str, str]:
+    """All settings of a run that are not none, by dotted key, as text."""
+    return {key: _text(value) for key, value in _flat(run.config) if value is not None}
+
+
 def _experiment(run: Run) -> dict[str, str]:
     """Settings that the arms of one experiment share."""
-    return {key: _text(value) for key, value in _flat(run.config) if key not in ARM_SETTINGS and value is not None}
+    return {key: value for key, value in settings(run).items() if key not in ARM_SETTINGS}
 
 
 def mean_dice(run: Run) -> pd.Series:
@@ -277,6 +283,8 @@ def duration(seconds: float | None) -> str:
 def describe(run: Run) -> str:
     """What the run trained, in one phrase."""
     config = run.config
+    if run.verb == "evaluate":
+        return "masks that were only scored"
     if run.verb == "pretrain":
         method, model = config.get("method") or {}, config.get("model") or {}
         parts = [f"{method.get('name', 'method')} on {_network(model)}"]
@@ -310,7 +318,8 @@ def _network(model: dict[str, Any]) -> str:
 
 def label_names(run: Run) -> dict[int, str]:
     """Names of label values: its store's if that is still there, else those of the run's classes of one value."""
-    names = {values[0]: name for name, values in run.classes.items() if len(values) == 1}
+    classes = run.classes or run.scored.get("classes") or {}
+    names = {values[0]: name for name, values in classes.items() if len(values) == 1}
     path = Path(str(run.config.get("store", ""))) / "store.json"
     try:
         found = json.loads(path.read_text()).get("class_names") or {}

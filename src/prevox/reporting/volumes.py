@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prevox.errors import DataError
-from prevox.reporting.figures import label_colour
+from prevox.reporting.drawing import label_colour
 from prevox.reporting.scans import CaseFiles, Scan, read_scan
 
 VOXELS = 5_000_000  # of all images of a page; 8-bit noise does not compress, and base64 adds a third
@@ -32,7 +32,7 @@ class Case:
         case: Id.
         why: Why it is shown, "best of mae, worst of s3d".
         files: Of each run that has a prediction of it.
-        scores: Of each of these runs, as text; "" where there is none.
+        scores: Of each of these runs, as text with the metric's name.
     """
 
     case: str

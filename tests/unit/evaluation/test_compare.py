@@ -274,7 +274,10 @@ def test_equal_input_gives_equal_output(tmp_path):
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run(tmp_path, runs)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
-    assert set(first) == {"comparison.json", "comparison.parquet", "tables.md", "tables.tex"}
+    assert set(first) == {
+        *("comparison.json", "comparison.parquet", "cases.parquet"),
+        *("tables.md", "tables.tex", "report.html"),
+    }
 
 
 def test_order_of_the_runs_turns_differences_only(tmp_path):

@@ -153,7 +153,7 @@ def arm_paths(tmp_path: Path) -> tuple[Path, ...]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report about all three."""
     from prevox.config.runs import ReportConfig
-    from prevox.reporting.html import report
+    from prevox.reporting.report import report
 
     folder = tmp_path_factory.mktemp("report")
     runs = (make_full(folder), make_other(folder), make_empty(folder))

@@ -12,10 +12,10 @@ from PIL import Image
 
 from prevox.config.runs import ReportConfig
 from prevox.errors import RunError
-from prevox.reporting import figures
+from prevox.reporting import drawing, figures
 from prevox.reporting.folders import read_runs
-from prevox.reporting.html import report
 from prevox.reporting.overlays import choose, overlays
+from prevox.reporting.report import report
 from prevox.reporting.scans import CaseFiles
 from prevox.reporting.tables import mean_dice
 
@@ -162,25 +162,25 @@ def test_long_curves_are_averaged_down():
 
 
 def test_figure_takes_its_ink_from_the_page_and_escapes_names():
-    row = {"group": "a<b & $x", "stroke": figures.run_stroke(0), "mean": 0.8, "low": 0.7, "high": 0.9}
-    svg = figures.intervals([row], "Dice")
+    row = {"group": "a<b & $x", "stroke": drawing.run_stroke(0), "mean": 0.8, "low": 0.7, "high": 0.9}
+    svg = figures.intervals([row], "Dice").inline()
     assert "currentColor" in svg
     assert "a&lt;b &amp; $x" in svg
-    assert figures.INK not in svg
+    assert drawing.INK not in svg
     assert figures.intervals([{**row, "mean": float("nan")}], "Dice") is None
 
 
 def test_report_needs_no_torch():
-    code = "import sys, prevox.reporting.html; sys.exit('torch' in sys.modules)"
+    code = "import sys, prevox.reporting.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_no_two_of_many_runs_look_the_same():
-    strokes = [figures.run_stroke(number) for number in range(18)]
+    strokes = [drawing.run_stroke(number) for number in range(18)]
     assert len(set(strokes)) == 18
     assert {stroke.line for stroke in strokes[:6]} == {"solid"}
     rows = pd.DataFrame({"step": range(5), "loss": np.arange(5.0) + 1})
-    plain, dashed = (figures.curve([(strokes[number], rows)], "loss") for number in (0, 6))
+    plain, dashed = (figures.curve([(strokes[number], rows)], "loss").inline() for number in (0, 6))
     assert plain != dashed
     assert "stroke-dasharray" in dashed
 

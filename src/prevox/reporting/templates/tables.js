@@ -5,10 +5,16 @@
     const cell = row.cells[column];
     return cell.dataset.value ?? cell.textContent.trim();
   };
+  /** "0.812 [0.790, 0.831]" and "< 0.001" sort by their first number; a name that begins with digits is no number. */
+  const leading = (text) => {
+    const found = text.replace("−", "-").match(/^(?:< )?([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?= \[|$)/);
+    return found ? Number(found[1]) : NaN;
+  };
   const compare = (a, b) => {
     // empty cells stay at the end whichever way a column is sorted
-    if (a === "" || b === "") return {order: (a === "") - (b === ""), fixed: true};
-    const numbers = [Number(a), Number(b)];
+    const none = (text) => text === "" || text === "–";
+    if (none(a) || none(b)) return {order: none(a) - none(b), fixed: true};
+    const numbers = [leading(a), leading(b)];
     const both = !numbers.some(Number.isNaN);
     return {order: both ? numbers[0] - numbers[1] : a.localeCompare(b, undefined, {numeric: true}), fixed: false};
   };

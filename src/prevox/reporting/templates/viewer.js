@@ -64,8 +64,7 @@
         plane.figure.style.setProperty("--ratio", size[0] / size[1]);
       }
     }
-    const score = run.score === "" ? "" : `Dice ${run.score}`;
-    part.note.textContent = [score, entry.note].filter(Boolean).join("; ");
+    part.note.textContent = [run.score, entry.note].filter(Boolean).join("; ");
     root.dataset.ready = `${entry.case}/${run.run}`;
     draw();
   };

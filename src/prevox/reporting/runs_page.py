@@ -1,14 +1,13 @@
-"""`prevox report`: runs with their evaluations as one HTML file that opens offline, on a phone and on paper."""
+"""The page about runs and evaluations: at a glance, results, cases, volumes, training, settings."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prevox.config.runs import ReportConfig
-from prevox.console import console
 from prevox.reporting import figures, page, tables, volumes
-from prevox.reporting.folders import Run, read_runs
+from prevox.reporting.drawing import Drawing, Stroke, label_colour, run_stroke
+from prevox.reporting.folders import Run
 from prevox.reporting.overlays import choose, overlays
 
 CURVES = {  # column of metrics.jsonl -> heading
@@ -18,41 +17,22 @@ CURVES = {  # column of metrics.jsonl -> heading
     "samples_per_s": "Throughput (images per second)",
     "data_wait": "Share of time spent waiting for data",
 }
-Strokes = dict[str, figures.Stroke]  # by the name of the run
+Strokes = dict[str, Stroke]  # by the name of the run
 FLOORS = {"probe_dice": "probe_floor"}  # column of a curve -> column of the level that it has to rise above
 NOT_DRAWN = {"step", "progress", "seconds", *CURVES}
 MAX_PICTURES = 4  # of a step
 MAX_SCALARS = 6  # further scalars of a method that get a curve
 
 
-def report(config: ReportConfig) -> Path:
-    """Write one self-contained page about one or several runs.
-
-    Args:
-        config: Run folders, and where the page goes.
-
-    Returns:
-        The page.
-
-    Raises:
-        RunError: If a folder is no run, or the page cannot be written.
-    """
-    runs = read_runs(config.runs)
-    out = config.out or config.runs[0] / "report.html"
-    text = render(runs, config.title or ", ".join(run.name for run in runs))
-    page.write(text, out)
-    count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
-    console.print(f"report: {count}, {len(text) / 1e6:.1f} MB: {out}", markup=False)
-    return out
-
-
-def render(runs: list[Run], title: str) -> str:
-    """The page as text; whatever comes from data is escaped."""
-    strokes = {run.name: figures.run_stroke(number) for number, run in enumerate(runs)}
+def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
+    """The page as text (whatever comes from data is escaped), and its drawings."""
+    strokes = {run.name: run_stroke(number) for number, run in enumerate(runs)}
     scored = [run for run in runs if not run.scores.empty]
     rows = tables.score_rows(scored)
     heads, case_rows = tables.case_table(scored)
-    return page.render(
+    dice_figure = _dice_figure(rows, scored, strokes)
+    curves = _curves(runs, strokes)
+    text = page.render(
         "report.html.j2",
         {"duration": tables.duration},
         title=title,
@@ -64,17 +44,19 @@ def render(runs: list[Run], title: str) -> str:
             for run in scored
         ],
         scores=_score_table(rows, tables.nsd_heading(scored)),
-        dice_figure=_dice_figure(rows, scored, strokes),
+        dice_figure=dice_figure,
         differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
         cautions=[sentence for run in scored for sentence in tables.cautions(run)],
         case_heads=heads,
         case_rows=case_rows,
         mean_name=tables.MEAN,
-        curves=_curves(runs, strokes),
+        curves=curves,
         changed=_changed(runs),
         sections=[_section(run, strokes[run.name]) for run in runs],
         pictures=_kinds_of_pictures(runs),
     )
+    drawings = [figure["drawing"] for group in curves for figure in group["figures"]]
+    return text, [*([dice_figure] if dice_figure else []), *drawings]
 
 
 def _volumes(runs: list[Run]) -> dict[str, Any] | None:
@@ -89,14 +71,14 @@ def _volumes(runs: list[Run]) -> dict[str, Any] | None:
     for case, reasons in why.items():
         having = [run for run in runs if case in run.files]
         files = {run.name: run.files[case] for run in having}
-        own = {run.name: f"{scores[run.name][case]:.3f}" for run in having if case in scores[run.name]}
+        own = {run.name: f"Dice {scores[run.name][case]:.3f}" for run in having if case in scores[run.name]}
         cases.append(volumes.Case(case, ", ".join(reasons), files, own))
     names = {value: name for run in reversed(runs) for value, name in tables.label_names(run).items()}
     packed, _ = volumes.pack(cases, names)  # what cannot be read is told in the section of its run
     return packed if packed["cases"] else None
 
 
-def _overview(run: Run, stroke: figures.Stroke) -> dict[str, Any]:
+def _overview(run: Run, stroke: Stroke) -> dict[str, Any]:
     """One line of the first table: what, on which data, how well, how long."""
     mean, spread = tables.cell(tables.mean_interval(run), 3)
     return {
@@ -149,7 +131,7 @@ def _head(run: Run, strokes: Strokes) -> dict[str, Any]:
     return {"name": run.name, "stroke": strokes[run.name]}
 
 
-def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) -> Any:
+def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) -> Drawing | None:
     drawn = [
         {
             "group": row.class_name,
@@ -194,12 +176,17 @@ def _curves(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
             (
                 heading,
                 figures.curve(
-                    series, column, logarithmic=column == "loss", smooth=column != "lr", floor=FLOORS.get(column)
+                    series,
+                    column,
+                    verb,
+                    logarithmic=column == "loss",
+                    smooth=column != "lr",
+                    floor=FLOORS.get(column),
                 ),
             )
             for column, heading in wanted.items()
         ]
-        shown = [{"heading": heading, "svg": svg} for heading, svg in drawn if svg is not None]
+        shown = [{"heading": heading, "drawing": drawing} for heading, drawing in drawn if drawing is not None]
         if shown:
             legend = [_head(run, strokes) for run in members]
             result.append({"verb": verb, "legend": legend, "figures": shown})
@@ -217,7 +204,7 @@ def _changed(runs: list[Run]) -> list[dict[str, Any]]:
     return result
 
 
-def _section(run: Run, stroke: figures.Stroke) -> dict[str, Any]:
+def _section(run: Run, stroke: Stroke) -> dict[str, Any]:
     """Everything about one run: pictures, transfer, overlays, settings, environment."""
     shown, problems = overlays(run, tables.mean_dice(run))
     names = tables.label_names(run)
@@ -241,7 +228,7 @@ def _section(run: Run, stroke: figures.Stroke) -> dict[str, Any]:
                 "volumes": [
                     {
                         "name": names.get(value, f"label {value}"),
-                        "colour": figures.label_colour(value),
+                        "colour": label_colour(value),
                         "reference": f"{reference:.2f}",
                         "prediction": f"{prediction:.2f}",
                     }

@@ -1,0 +1,185 @@
+"""Figures about a comparison: strips of cases with boxes, paired differences, ranks under resampling, label curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prevox.evaluation.comparison_tables import LABELS
+from prevox.evaluation.paired import subject_means
+from prevox.reporting.drawing import INK, Drawing, Stroke, new_axes, plain
+
+Strokes = Mapping[str, Stroke]  # by the name of the run
+MAX_DOTS = 250  # of a strip; the quantiles of more would look the same
+WIDTH = 4.6  # inches
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One run on a curve over the number of labelled subjects.
+
+    Attributes:
+        method: Name of the curve.
+        labels: Labelled subjects that the run was trained on.
+    """
+
+    method: str
+    labels: int
+    mean: float
+    low: float
+    high: float
+    stroke: Stroke
+
+
+def metric_name(metric: str) -> str:
+    """A metric as an axis calls it: "HD95 (mm)"."""
+    label = LABELS[metric][0]
+    return f"{label.removeprefix('mm ')} (mm)" if label.startswith("mm ") else label
+
+
+def strips(cases: pd.DataFrame, metric: str, strokes: Strokes) -> Drawing | None:
+    """Every case as a dot over a box of the quartiles, one row for each dataset and run.
+
+    Whiskers reach to the furthest case within 1.5 times the box's width; the diamond is the mean.
+
+    Args:
+        cases: Rows of the mean over classes: dataset, run and the metric.
+        metric: Column.
+        strokes: Of the runs, in the order of drawing.
+    """
+    parts = [
+        (dataset, run, rows.loc[rows["run"] == run, metric].dropna().to_numpy())
+        for dataset, rows in cases.groupby("dataset", sort=False)
+        for run in strokes
+    ]
+    parts = [part for part in parts if len(part[2])]
+    if not parts:
+        return None
+    figure, axes, heights = _rows([(str(dataset), run) for dataset, run, _ in parts], 0.36)
+    for height, (_, run, values) in zip(heights, parts, strict=True):
+        colour = strokes[run].colour
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        inside = values[(values >= low - 1.5 * (high - low)) & (values <= high + 1.5 * (high - low))]
+        axes.barh(height, high - low, 0.6, left=low, color=colour, alpha=0.22)
+        axes.plot([inside.min(), inside.max()], [height, height], color=colour, linewidth=0.8)
+        axes.plot([middle, middle], [height - 0.3, height + 0.3], color=colour, linewidth=2)
+        dots = np.sort(values)[np.linspace(0, len(values) - 1, min(len(values), MAX_DOTS)).round().astype(int)]
+        axes.plot(dots, height + _jitter(len(dots)), ".", color=colour, markersize=3.5, alpha=0.75, markeredgewidth=0)
+        axes.plot(values.mean(), height, "D", color=colour, markersize=4.5, markeredgecolor=INK, markeredgewidth=0.6)
+    axes.set_xlabel(metric_name(metric))
+    return Drawing(f"cases {metric}", figure)
+
+
+def differences(
+    entries: Sequence[Mapping[str, Any]], cases: pd.DataFrame, metric: str, strokes: Strokes
+) -> Drawing | None:
+    """Paired differences of the mean over classes: a dot for each subject, the mean and its interval.
+
+    Args:
+        entries: Differences of the mean over classes, as in `Comparison.differences`.
+        cases: Rows of the mean over classes: dataset, case, subject, run and the metric.
+        metric: Column.
+        strokes: Of the runs.
+    """
+    if not entries:
+        return None
+    figure, axes, heights = _rows([(e["dataset"], f"{e['run']} − {e['other']}") for e in entries], 0.32)
+    wide = cases.pivot(index=["dataset", "case", "subject"], columns="run", values=metric)
+    axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
+    for height, entry in zip(heights, entries, strict=True):
+        colour = strokes[entry["run"]].colour
+        own = wide.loc[[entry["dataset"]]].dropna()
+        subjects = own.index.get_level_values("subject").tolist()
+        dots = np.sort(subject_means((own[entry["run"]] - own[entry["other"]]).to_numpy(), subjects))
+        axes.plot(dots, height + _jitter(len(dots)), ".", color=colour, markersize=3, alpha=0.45, markeredgewidth=0)
+        if np.isfinite([entry["low"], entry["high"]]).all():
+            axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2.4)
+        axes.plot(entry["mean"], height, "o", color=colour, markersize=5.5, markeredgecolor=INK, markeredgewidth=0.6)
+    axes.set_xlabel(f"difference in {metric_name(metric)}")
+    return Drawing(f"differences {metric}", figure)
+
+
+def ranks(entries: Sequence[Mapping[str, Any]], strokes: Strokes, where: str) -> Drawing:
+    """How often each run has each place when subjects are drawn anew: areas of circles, with the observed rank.
+
+    In the manner of Wiesenfarth et al. (2021, Scientific Reports 11), Figure 5, with subjects as the unit.
+
+    Args:
+        entries: Ranks of one dataset, or of the average over datasets, as in `Comparison.ranks`.
+        strokes: Of the runs.
+        where: Name of the dataset; part of the drawing's name.
+    """
+    ordered = sorted(entries, key=lambda entry: entry["rank"])
+    figure, axes, heights = _rows([("", entry["run"]) for entry in ordered], 0.42)
+    for height, entry in zip(heights, ordered, strict=True):
+        colour = strokes[entry["run"]].colour
+        shares = np.array(entry["shares"], float)
+        places = np.arange(1, len(shares) + 1)
+        axes.scatter(places, np.full(len(places), height), s=420 * shares, color=colour, alpha=0.55, linewidths=0)
+        axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=1.2)
+        axes.plot(entry["rank"], height, "x", color=INK, markersize=7, markeredgewidth=1.6)
+    axes.set_xticks(range(1, len(ordered) + 1))
+    axes.set_xlim(0.5, len(ordered) + 0.5)
+    axes.set_xlabel("place (1 is best)")
+    return Drawing(f"ranks {where}", figure)
+
+
+def label_curves(points: Sequence[CurvePoint], metric: str) -> Drawing | None:
+    """Means with their intervals over the number of labelled subjects; None without a method that has two numbers.
+
+    Runs of one method on the same number (seeds, say) are dots of their own; the line goes through their mean.
+    """
+    methods: dict[str, list[CurvePoint]] = {}
+    for point in points:
+        methods.setdefault(point.method, []).append(point)
+    curves = {name: own for name, own in methods.items() if len({point.labels for point in own}) > 1}
+    if not curves:
+        return None
+    figure, axes = new_axes((WIDTH, 2.8))
+    axes.set_xscale("log")
+    numbers = sorted({point.labels for own in curves.values() for point in own})
+    for place, (name, own) in enumerate(curves.items()):
+        stroke = own[0].stroke
+        table = pd.DataFrame([(point.labels, point.mean) for point in own], columns=["labels", "mean"])
+        line = table.groupby("labels")["mean"].mean()
+        shift = 1.02 ** (place - (len(curves) - 1) / 2)  # so that intervals of two methods stand side by side
+        axes.plot(line.index * shift, line, color=stroke.colour, linestyle=stroke.line, label=plain(name))
+        for point in own:
+            axes.plot(point.labels * shift, point.mean, "o", color=stroke.colour, markersize=4.5)
+            axes.plot([point.labels * shift] * 2, [point.low, point.high], color=stroke.colour, linewidth=1.2)
+    axes.minorticks_off()
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.set_xlabel("labelled subjects (logarithmic)")
+    axes.set_ylabel(metric_name(metric), color=INK, fontsize=8.5)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    return Drawing(f"label curves {metric}", figure)
+
+
+def _rows(names: Sequence[tuple[str, str]], inches: float) -> tuple[Any, Any, list[float]]:
+    """Axes with one named row for each (group, name), groups apart and named where there are several."""
+    groups = list(dict.fromkeys(group for group, _ in names))
+    heights: list[float] = []
+    height = 0.0
+    for group in groups:
+        height += 0.9 if len(groups) > 1 else 0.0
+        for _ in [name for own, name in names if own == group]:
+            heights.append(height)
+            height += 1
+    figure, axes = new_axes((WIDTH, 0.6 + inches * max(height, 1)))
+    axes.set_yticks(heights, [plain(name) for _, name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(height - 0.4, -0.6 if len(groups) == 1 else -0.2)
+    if len(groups) > 1:
+        for group in groups:
+            first = heights[[own for own, _ in names].index(group)]
+            axes.text(0, first - 0.62, plain(group), transform=axes.get_yaxis_transform(), color=INK, fontsize=8.5,
+                      fontweight="bold", va="center")  # fmt: skip
+    return figure, axes, heights
+
+
+def _jitter(count: int) -> np.ndarray:
+    """Heights that keep neighbouring dots apart, the same for equal counts: the golden-ratio sequence."""
+    return 0.44 * ((np.arange(count) * 0.6180339887) % 1 - 0.5)

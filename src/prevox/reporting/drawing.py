@@ -1,0 +1,110 @@
+"""How everything drawn looks: colours and strokes, axes in the page's style, drawings for the page and for papers."""
+
+import io
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from prevox.output import replacing
+
+# Hues that keep at least 3:1 against white and against the dark page, and differ in lightness as well.
+RUN_COLOURS = ("#2f7dd1", "#d9622b", "#2a9d6f", "#b0609f", "#a8862b", "#6d7f92")
+LINES = ("solid", "dashed", "dotted")  # words that matplotlib and style sheets share; the next with every six runs
+LABEL_COLOURS = ("#ffb000", "#3fb6ff", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f4a", "#4de0d0", "#e8e25a")
+INK = "#010203"  # stands for the page's text colour until the SVG is in the page
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a run is drawn wherever it appears."""
+
+    colour: str
+    line: str
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A matplotlib figure with a name.
+
+    Attributes:
+        name: Unique within a report; also the name of its files.
+    """
+
+    name: str
+    figure: Any
+
+    def inline(self) -> Markup:
+        """The drawing as an SVG element: text stays text, ink follows the page, ids are unique to the figure."""
+        text = self._svg()
+        text = text[text.index("<svg") :]  # without XML declaration and document type
+        outside = (r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(:xlink)?="[^"]*"', r'(?<=<g) id="[^"]*"')
+        for needless in outside:  # addresses, rules that would act on the whole page, ids that other figures have too
+            text = re.sub(needless, "", text, flags=re.DOTALL)
+        text = re.sub(r"font-family: [^;\"]*;", "", text)  # the page's own font
+        text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+        return Markup(text.replace(INK, "currentColor"))  # matplotlib escapes text in SVG
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the drawing as PDF and SVG, in black, text as text; equal drawings give equal files.
+
+        Raises:
+            RunError: If a file cannot be written.
+        """
+        import matplotlib as mpl
+
+        plain = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-").lower() or "figure"
+        with replacing(folder / f"{stem}.svg") as path:
+            path.write_text(self._svg(), encoding="utf-8")
+        with replacing(folder / f"{stem}.pdf") as path, mpl.rc_context({"pdf.fonttype": 42}):  # editable text
+            self.figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        return [folder / f"{stem}.pdf", folder / f"{stem}.svg"]
+
+    def _svg(self) -> str:
+        import matplotlib as mpl
+
+        buffer = io.StringIO()
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name, "svg.id": None}):
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        return buffer.getvalue()
+
+
+def run_stroke(number: int) -> Stroke:
+    """Stroke of a run by its place in the report: six colours, then the same with another line."""
+    turn, colour = divmod(number, len(RUN_COLOURS))
+    return Stroke(RUN_COLOURS[colour], LINES[turn % len(LINES)])
+
+
+def label_colour(value: int) -> str:
+    """Colour of a label value in overlays and legends."""
+    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shall draw it: no formulas from names."""
+    return name.replace("$", r"\$")
+
+
+def new_axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of a size in inches and its axes, in the page's style."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.spines["bottom"].set_alpha(0.4)
+    axes.tick_params(colors=INK, labelsize=8.5, length=3)
+    axes.xaxis.label.set_color(INK)
+    axes.xaxis.label.set_fontsize(8.5)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
