@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from prevox.config.runs import ReportConfig
+from prevox.config.runs import CompareConfig, ReportConfig
+from prevox.evaluation.compare import compare
 from prevox.reporting.report import report
 from tests.e2e.browser import Browser
+from tests.unit.reporting.compared import make_experiment
 from tests.unit.reporting.conftest import HOSTILE, make_empty, make_full, make_other
 
 pytestmark = pytest.mark.e2e
@@ -29,6 +31,24 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     runs = (make_full(folder), make_other(folder), make_empty(folder))
     return report(ReportConfig(runs=runs, out=folder / "report.html", title="Runs"))
+
+
+@pytest.fixture(scope="module")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs of one experiment; a case has a hostile name."""
+    folder = tmp_path_factory.mktemp("comparison")
+    compare(CompareConfig(runs=make_experiment(folder), out=folder / "out"))
+    return folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def evaluation_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One evaluation of masks whose run is not known."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    run = make_experiment(folder)[0]
+    (run / "config.yaml").unlink()
+    (run / "classes.json").unlink()
+    return report(ReportConfig(runs=(run,), out=folder / "report.html"))
 
 
 @pytest.fixture
@@ -251,9 +271,62 @@ def test_light_dark_and_the_readers_choice(browser: Browser, run_page: Path) -> 
     assert background() == light
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_wider_than_the_window(browser: Browser, run_page: Path, width: int, tmp_path: Path) -> None:
-    browser.open(run_page, width=width)
+def test_the_page_of_a_comparison(browser: Browser, comparison_page: Path) -> None:
+    browser.open(comparison_page)
     browser.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
+    own = [address for address in browser.requests if not address.startswith("data:")]
+    assert own == [comparison_page.resolve().as_uri()]
+    assert browser.complaints == []
+    first = pixels(browser, "axial")
+    choose(browser, "run", "2")  # its masks are moved by two voxels
+    browser.wait_for("document.getElementById('viewer').dataset.ready.endsWith('/mae-5')")
+    assert pixels(browser, "axial") != first
+    shown = browser.js("document.querySelector('#viewer [data-part=case]').selectedOptions[0].textContent")
+    assert shown == "e (best)"
+    # intervals and p-values sort by their first number: -0.07, 0.02, 0.09
+    tables = browser.js("[...document.querySelectorAll('#tables h3')].map((head) => head.textContent)")
+    place = tables.index("Differences in Dice")
+    browser.js(f"document.querySelectorAll('#tables table')[{place}].id = 'differences'")
+    browser.click("#differences thead th:nth-child(3) button")
+    assert [text.split()[0] for text in column(browser, "#differences", 2)] == ["−0.070", "+0.020", "+0.090"]
+
+
+def test_the_page_of_an_evaluation(browser: Browser, evaluation_page: Path) -> None:
+    browser.open(evaluation_page)
+    browser.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
+    assert browser.complaints == []
+    before = pixels(browser)
+    browser.click(part("shown"))
+    assert pixels(browser) != before
+    heads = browser.js("[...document.querySelectorAll('#all-cases thead th')].map((head) => head.textContent)")
+    assert heads == ["Case", "Subject", "Class", "Dice", "HD95 (mm)", "NSD", "Volume error (ml)"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["run_page", "evaluation_page", "comparison_page"])
+def test_nothing_is_wider_than_the_window(
+    browser: Browser, name: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(name), width=width)
+    browser.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
+    browser.settle()
     assert browser.js("document.documentElement.scrollWidth") <= width
-    assert picture(browser, f"runs-{width}", tmp_path).stat().st_size > 0
+    assert picture(browser, f"{name}-{width}", tmp_path).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["run_page", "comparison_page"])
+def test_on_paper_everything_is_there_and_black_on_white(
+    browser: Browser, name: str, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(name), scheme="dark")
+    browser.send(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    browser.settle()
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.js("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    hidden = "[...document.querySelectorAll('nav, #theme, .filter, .controls')].every((e) => e.offsetHeight === 0)"
+    assert browser.js(hidden)
+    assert browser.js(
+        "[...document.querySelectorAll('.scroll')].every((e) => getComputedStyle(e).overflow === 'visible')"
+    )

@@ -11,7 +11,8 @@ import pandas as pd
 
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.evaluation.cases import MEAN
-from prevox.evaluation.scoring import LESION_METRICS, METRICS
+from prevox.evaluation.comparison_tables import LABELS
+from prevox.evaluation.scoring import LESION_METRICS
 
 COLUMNS = ("case", "subject", "class", "reference_ml")
 UNNAMED = "unnamed"  # the dataset of cases whose evaluation does not say
@@ -159,7 +160,7 @@ def case_table(alignment: Alignment, arms: Sequence[Arm]) -> pd.DataFrame:
         Columns dataset, case, subject, class, run, and the metrics that every run has; a case's mean over its counted
         classes stands in the rows of class "mean".
     """
-    metrics = [name for name in METRICS if all(name in arm.scores for arm in arms)]
+    metrics = [name for name in LABELS if all(name in arm.scores for arm in arms)]
     parts = []
     for dataset in alignment.datasets:
         subjects = dict(zip(dataset.cases, dataset.subjects, strict=True))
@@ -260,7 +261,7 @@ def _scores(path: Path, metric: str) -> pd.DataFrame:
         )
     if MEAN in set(table["class"]):
         raise DataError(path, found=f"a class called '{MEAN}'", expected="another name", remedy="Evaluate again.")
-    others = [name for name in METRICS if name in table and name != metric]
+    others = [name for name in LABELS if name in table and name != metric]
     return table[[*COLUMNS, "dataset", metric, *others]]
 
 

@@ -66,7 +66,15 @@ def strips(cases: pd.DataFrame, metric: str, strokes: Strokes) -> Drawing | None
         axes.plot([inside.min(), inside.max()], [height, height], color=colour, linewidth=0.8)
         axes.plot([middle, middle], [height - 0.3, height + 0.3], color=colour, linewidth=2)
         dots = np.sort(values)[np.linspace(0, len(values) - 1, min(len(values), MAX_DOTS)).round().astype(int)]
-        axes.plot(dots, height + _jitter(len(dots)), ".", color=colour, markersize=3.5, alpha=0.75, markeredgewidth=0)
+        axes.plot(
+            dots,
+            height + _jitter(len(dots)),
+            ".",
+            color=colour,
+            markersize=_dot_size(dots),
+            alpha=0.75,
+            markeredgewidth=0,
+        )
         axes.plot(values.mean(), height, "D", color=colour, markersize=4.5, markeredgecolor=INK, markeredgewidth=0.6)
     axes.set_xlabel(metric_name(metric))
     return Drawing(f"cases {metric}", figure)
@@ -93,7 +101,15 @@ def differences(
         own = wide.loc[[entry["dataset"]]].dropna()
         subjects = own.index.get_level_values("subject").tolist()
         dots = np.sort(subject_means((own[entry["run"]] - own[entry["other"]]).to_numpy(), subjects))
-        axes.plot(dots, height + _jitter(len(dots)), ".", color=colour, markersize=3, alpha=0.45, markeredgewidth=0)
+        axes.plot(
+            dots,
+            height + _jitter(len(dots)),
+            ".",
+            color=colour,
+            markersize=_dot_size(dots),
+            alpha=0.6,
+            markeredgewidth=0,
+        )
         if np.isfinite([entry["low"], entry["high"]]).all():
             axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2.4)
         axes.plot(entry["mean"], height, "o", color=colour, markersize=5.5, markeredgecolor=INK, markeredgewidth=0.6)
@@ -127,24 +143,23 @@ def ranks(entries: Sequence[Mapping[str, Any]], strokes: Strokes, where: str) ->
 
 
 def label_curves(points: Sequence[CurvePoint], metric: str) -> Drawing | None:
-    """Means with their intervals over the number of labelled subjects; None without a method that has two numbers.
+    """Means with their intervals over the number of labelled subjects; None if no method has two numbers.
 
     Runs of one method on the same number (seeds, say) are dots of their own; the line goes through their mean.
     """
     methods: dict[str, list[CurvePoint]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
-    curves = {name: own for name, own in methods.items() if len({point.labels for point in own}) > 1}
-    if not curves:
+    if not any(len({point.labels for point in own}) > 1 for own in methods.values()):
         return None
     figure, axes = new_axes((WIDTH, 2.8))
     axes.set_xscale("log")
-    numbers = sorted({point.labels for own in curves.values() for point in own})
-    for place, (name, own) in enumerate(curves.items()):
+    numbers = sorted({point.labels for own in methods.values() for point in own})
+    for place, (name, own) in enumerate(methods.items()):
         stroke = own[0].stroke
         table = pd.DataFrame([(point.labels, point.mean) for point in own], columns=["labels", "mean"])
         line = table.groupby("labels")["mean"].mean()
-        shift = 1.02 ** (place - (len(curves) - 1) / 2)  # so that intervals of two methods stand side by side
+        shift = 1.02 ** (place - (len(methods) - 1) / 2)  # so that intervals of two methods stand side by side
         axes.plot(line.index * shift, line, color=stroke.colour, linestyle=stroke.line, label=plain(name))
         for point in own:
             axes.plot(point.labels * shift, point.mean, "o", color=stroke.colour, markersize=4.5)
@@ -178,6 +193,11 @@ def _rows(names: Sequence[tuple[str, str]], inches: float) -> tuple[Any, Any, li
             axes.text(0, first - 0.62, plain(group), transform=axes.get_yaxis_transform(), color=INK, fontsize=8.5,
                       fontweight="bold", va="center")  # fmt: skip
     return figure, axes, heights
+
+
+def _dot_size(values: np.ndarray) -> float:
+    """Points; few dots may be large."""
+    return 6.0 if len(values) < 20 else 3.5
 
 
 def _jitter(count: int) -> np.ndarray:

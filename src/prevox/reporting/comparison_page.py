@@ -1,6 +1,5 @@
 """The page about a comparison: what was compared, on what, how well, how sure; figures, cases, volumes, tables."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,11 +7,12 @@ import pandas as pd
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
 from prevox.evaluation.comparison_tables import LABELS, account, grids, interval, metric_label, number
+from prevox.evaluation.statistics import Interval
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting import page, tables, volumes
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
-from prevox.reporting.folders import Run
+from prevox.reporting.label_curves import curve_points, labelled
 from prevox.reporting.scans import CaseFiles
 
 NAMED = 10  # cases in a sentence; comparison.json names all
@@ -109,7 +109,7 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
         "name": name,
         "stroke": stroke,
         "what": tables.describe(run) if run else "",
-        "labels": _labels(run) if run else None,
+        "labels": labelled(run) if run else None,
         "folders": found.runs[name],
         "scores": [
             {"dataset": entry["dataset"], "mean": number(entry["mean"], decimals),
@@ -154,42 +154,17 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
     return [{"heading": heading, "note": note, "drawing": drawing} for heading, note, drawing in drawn]
 
 
-def _labels(run: Run) -> int | None:
-    """Labelled subjects that a run was fine-tuned on."""
-    count = run.summary.get("subjects") or run.config.get("labels")
-    return int(count) if run.verb == "finetune" and count is not None else None
-
-
 def _curve_points(compared: Compared, strokes: dict[str, Stroke]) -> list[figures.CurvePoint]:
-    """Runs that differ in the number of labels alone, and in what is chosen anew for each number, are one curve."""
+    """Runs on curves over the number of labels; none where datasets have numbers of their own."""
     found = compared.found
-    own = {"labels", "out", "resume", "optim.lr", "train.seed", "seed", "split.seed"}
-    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for name, runs in compared.runs.items():
-        if len(runs) == 1 and _labels(runs[0]) is not None:
-            settings = {key: value for key, value in tables.settings(runs[0]).items() if key not in own}
-            groups.setdefault(tuple(sorted(settings.items())), []).append(name)
-    points = []
-    for names in groups.values():
-        for name in names:
-            entry = _entry(found, found.datasets[0]["name"], name)
-            labels = _labels(compared.runs[name][0])
-            assert labels is not None  # asked above
-            points.append(
-                figures.CurvePoint(
-                    _common(names), labels, entry["mean"], entry["low"], entry["high"], strokes[names[0]]
-                )
-            )  # fmt: skip
-    return points if len(found.datasets) == 1 else []
-
-
-def _common(names: Sequence[str]) -> str:
-    """What the names of a method's runs begin with, without separators and digits; the first name if nothing."""
-    shared = names[0]
-    for name in names[1:]:
-        while not name.startswith(shared):
-            shared = shared[:-1]
-    return shared.rstrip("-_/.= 0123456789") or names[0]
+    if len(found.datasets) > 1:
+        return []
+    entries = {name: _entry(found, found.datasets[0]["name"], name) for name in found.runs}
+    means = {
+        name: Interval(*(entry[key] for key in ("mean", "low", "high", "subjects", "cases")))
+        for name, entry in entries.items()
+    }
+    return curve_points({name: own[0] for name, own in compared.runs.items() if len(own) == 1}, means, strokes)
 
 
 def _case_rows(compared: Compared) -> tuple[list[dict[str, Any]], list[list[Any]]]:

@@ -66,7 +66,12 @@ def read_runs(paths: tuple[Path, ...]) -> list[Run]:
 
 
 def _is_evaluation(path: Path) -> bool:
-    return path.name == "evaluation" and (path / "scores.csv").is_file()
+    return path.name == "evaluation" and _scored(path)
+
+
+def _scored(folder: Path) -> bool:
+    """Whether a folder holds scores; those that were put together for a comparison are a Parquet file only."""
+    return (folder / "scores.csv").is_file() or (folder / "scores.parquet").is_file()
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -77,9 +82,9 @@ def read_run(path: Path, name: str) -> Run:
     """
     if not path.is_dir():
         raise RunError(f"{path}: no such folder. Give run folders that `prevox pretrain` or `prevox finetune` wrote.")
-    evaluation = path if (path / "scores.csv").is_file() else path / "evaluation"
+    evaluation = path if _scored(path) else path / "evaluation"
     if not (path / "config.yaml").is_file():
-        if not (evaluation / "scores.csv").is_file():
+        if not _scored(evaluation):
             raise RunError(
                 f"{path}: holds neither config.yaml nor scores. Give the folder that --out named when training, or one "
                 "that `prevox evaluate` wrote."

@@ -6,8 +6,10 @@ from typing import Any
 import pandas as pd
 
 from prevox.reporting import figures, page, tables, volumes
+from prevox.reporting.comparison_figures import label_curves
 from prevox.reporting.drawing import Drawing, Stroke, label_colour, run_stroke
 from prevox.reporting.folders import Run
+from prevox.reporting.label_curves import curve_points
 from prevox.reporting.overlays import choose, overlays
 
 CURVES = {  # column of metrics.jsonl -> heading
@@ -32,6 +34,7 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     heads, case_rows = tables.case_table(scored)
     dice_figure = _dice_figure(rows, scored, strokes)
     curves = _curves(runs, strokes)
+    labels_figure = _labels_figure(runs, strokes)
     text = page.render(
         "report.html.j2",
         {"duration": tables.duration},
@@ -45,6 +48,7 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
         ],
         scores=_score_table(rows, tables.nsd_heading(scored)),
         dice_figure=dice_figure,
+        labels_figure=labels_figure,
         differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
         cautions=[sentence for run in scored for sentence in tables.cautions(run)],
         case_heads=heads,
@@ -56,7 +60,7 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
         pictures=_kinds_of_pictures(runs),
     )
     drawings = [figure["drawing"] for group in curves for figure in group["figures"]]
-    return text, [*([dice_figure] if dice_figure else []), *drawings]
+    return text, [*(figure for figure in (dice_figure, labels_figure) if figure is not None), *drawings]
 
 
 def _volumes(runs: list[Run]) -> dict[str, Any] | None:
@@ -146,6 +150,13 @@ def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) ->
         if interval is not None
     ]
     return figures.intervals(drawn, "Dice")
+
+
+def _labels_figure(runs: list[Run], strokes: Strokes) -> Drawing | None:
+    """Mean Dice over the number of labelled subjects, for runs that were scored on the same cases."""
+    members = next(iter(tables.same_cases(runs)), [])
+    means = {run.name: mean for run in members if (mean := tables.mean_interval(run)) is not None}
+    return label_curves(curve_points({run.name: run for run in members}, means, strokes), "dice")
 
 
 def _differences(first: Run, others: list[Run], strokes: Strokes) -> dict[str, Any]:

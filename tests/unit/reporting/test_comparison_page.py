@@ -95,6 +95,7 @@ def test_a_curve_needs_two_numbers_of_labels():
     (axes,) = drawing.figure.axes
     line = axes.lines[0]
     assert list(line.get_xdata()) == [5, 20]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["5", "20"]
     assert list(line.get_ydata()) == pytest.approx([0.75, 0.9])  # through the mean of two seeds
 
 
