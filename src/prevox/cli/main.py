@@ -67,7 +67,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         "prevox.config.runs:ReportConfig",
         "prevox.reporting.report:report",
-        "runs and evaluations as one HTML file",
+        "runs, evaluations or a comparison as one HTML file",
     ),
     "export": Verb(
         "prevox.config.tools:ExportConfig",

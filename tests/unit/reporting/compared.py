@@ -12,9 +12,9 @@ HOSTILE = "<script>alert(1)</script>"
 SHAPE = (20, 24, 16)
 
 
-def write_case(folder: Path, number: int, runs: list[Path], case: str, seed: int) -> None:
+def write_case(folder: Path, number: int, runs: list[Path]) -> None:
     """A noisy scan with a box of label 1 and one of label 2; each run's mask is shifted by as much as its number."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(number)
     image = rng.normal(100, 20, SHAPE).astype(np.float32)
     label = np.zeros(SHAPE, np.uint8)
     label[5:12, 6:14, 4:9] = 1
@@ -28,7 +28,13 @@ def write_case(folder: Path, number: int, runs: list[Path], case: str, seed: int
         nib.save(nib.Nifti1Image(moved, np.eye(4)), run / "predictions" / f"{number}.nii.gz")
 
 
-def make_runs(folder: Path, names: dict[str, str], cases: dict[str, str], dice: dict[str, list[float]]) -> list[Path]:
+def make_runs(
+    folder: Path,
+    names: dict[str, str],
+    cases: dict[str, str],
+    dice: dict[str, list[float]],
+    masks: bool = True,
+) -> list[Path]:
     """Evaluated fine-tuning runs.
 
     Args:
@@ -36,6 +42,7 @@ def make_runs(folder: Path, names: dict[str, str], cases: dict[str, str], dice: 
         names: Of each run the text of its config.yaml.
         cases: Case → subject.
         dice: Of each run the Dice of class organ by case; class rest is 0.1 lower.
+        masks: Whether scans and masks are made too.
     """
     runs = [folder / name for name in names]
     for run, config in zip(runs, names.values(), strict=True):
@@ -60,8 +67,8 @@ def make_runs(folder: Path, names: dict[str, str], cases: dict[str, str], dice: 
             for number, case in enumerate(cases):
                 where = (f"../predictions/{number}.nii.gz", folder / f"label{number}.nii.gz")
                 writer.writerow([case, *where, folder / f"image{number}.nii.gz"])
-    for number, case in enumerate(cases):
-        write_case(folder, number, runs, case, seed=number)
+    for number in range(len(cases) if masks else 0):
+        write_case(folder, number, runs)
     return runs
 
 

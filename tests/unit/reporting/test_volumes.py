@@ -13,7 +13,6 @@ from prevox.reporting.page import embedded
 from prevox.reporting.scans import CaseFiles, Scan
 
 pytestmark = pytest.mark.unit
-MIB = 1 << 20
 
 
 def unpacked(text, shape):
@@ -121,20 +120,6 @@ def test_without_the_scan_masks_are_shown_on_black(tmp_path):
     assert problems == []
     assert not unpacked(data["cases"][0]["image"], (3, 4, 5)).any()
     assert unpacked(data["cases"][0]["reference"], (3, 4, 5)).sum() == 20
-
-
-def test_fifteen_large_cases_of_five_runs_stay_far_below_15_mb(tmp_path):
-    """Best, median and worst of five runs, all different, of noise, which no compression makes smaller."""
-    rng = np.random.default_rng(0)
-    shape = (96, 160, 160)
-    label = np.zeros(shape, np.uint8)
-    label[30:60, 40:120, 40:120] = rng.integers(1, 5, (6, 16, 16)).repeat(5, 0).repeat(5, 1).repeat(5, 2)
-    mask = saved(tmp_path, "mask", label)
-    image = saved(tmp_path, "image", rng.normal(size=shape).astype(np.float32))
-    files = {f"run{number}": CaseFiles(mask, mask, image) for number in range(5)}
-    data, problems = volumes.pack([volumes.Case(f"case{n}", "best", files, {}) for n in range(15)], {})
-    assert problems == []
-    assert len(embedded(data)) < 12 * MIB
 
 
 def test_data_in_a_script_element_cannot_end_it():

@@ -264,6 +264,7 @@
     part.run.replaceChildren(...cases[part.case.value].predictions.map(({run}, at) => new Option(run, at)));
     const again = [...part.run.options].find(({textContent}) => textContent === kept);
     if (again) part.run.value = again.value;
+    part.run.parentElement.hidden = part.run.options.length < 2;
   };
 
   const failed = (error) => {
