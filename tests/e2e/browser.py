@@ -30,7 +30,7 @@ for at, pipe in enumerate(moved):
     os.close(pipe)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-WAIT = 60  # seconds for an answer of the browser; a busy machine is slow
+WAIT = 180  # seconds for an answer of the browser; a busy machine is slow
 
 
 def executable() -> str:

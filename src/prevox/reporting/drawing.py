@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prevox.output import replacing
 
@@ -47,7 +47,8 @@ class Drawing:
         text = re.sub(r"font-family: [^;\"]*;", "", text)  # the page's own font
         text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
         text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-        return Markup(text.replace(INK, "currentColor"))  # matplotlib escapes text in SVG
+        described = f'<svg role="img" aria-label="{escape(self.name)}"'
+        return Markup(text.replace("<svg", described, 1).replace(INK, "currentColor"))  # matplotlib escapes text in SVG
 
     def save(self, folder: Path) -> list[Path]:
         """Write the drawing as PDF and SVG, in black, text as text; equal drawings give equal files.

@@ -348,6 +348,33 @@ def test_only_the_part_that_was_predicted_is_missed(scans):
     assert missed() == ["d", "t1", "new"]
 
 
+def files_of(path):
+    table = pd.read_csv(path / "cases.csv", keep_default_na=False)
+    assert list(table) == ["case", "prediction", "reference", "image"]
+    return table.set_index("case")
+
+
+def test_which_files_were_compared_is_written(scans):
+    table = pd.read_parquet(scans / "catalogue.parquet")
+    paths = [["images/a_0000.nii.gz", "images/a_0001.nii.gz"], *([f"images/{case}.nii.gz"] for case in "bcdz")]
+    table.assign(paths=paths).to_parquet(scans / "catalogue.parquet")
+    files = files_of(run_on(scans).path)
+    assert list(files.index) == ["a", "b", "c"]
+    assert files.loc["a", "prediction"] == "../predictions/a.nii.gz"  # the run may be moved
+    assert files.loc["a", "reference"] == str(scans / "labels" / "a.nii.gz")
+    assert files.loc["a", "image"] == str(scans / "images" / "a_0000.nii.gz")  # the first channel
+
+
+def test_scans_are_those_that_predict_named_where_references_name_none(scans):
+    rows = 'image,source\na,"[""/scans/a.nii.gz"", ""/scans/a2.nii.gz""]"\n'
+    (scans / "run" / "predictions" / "predictions.csv").write_text(rows)
+    files = files_of(run_on(scans, references=scans / "labels", out=scans / "elsewhere" / "scores").path)
+    assert list(files["image"]) == ["/scans/a.nii.gz", "", ""]
+    assert files.loc["b", "prediction"] == str(scans / "run" / "predictions" / "b.nii.gz")
+    (scans / "run" / "predictions" / "predictions.csv").write_text("torn")
+    assert list(files_of(run_on(scans, references=scans / "labels").path)["image"]) == ["", "", ""]
+
+
 def test_a_relative_folder_finds_its_run(scans, monkeypatch):
     (scans / "run" / "config.yaml").write_text("regions: {all: [1, 2]}\n")
     expected = scans / "run" / "evaluation"

@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tests.unit.evaluation.made import evaluation
 from tests.unit.reporting.compared import DICE, HOSTILE, make_experiment
 
 from prevox.config.runs import CompareConfig, ReportConfig
 from prevox.errors import ConfigError, RunError
 from prevox.evaluation.compare import compare
+from prevox.evaluation.statistics import Interval
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting.comparison_folder import read_comparison
 from prevox.reporting.comparison_page import choose, headline
 from prevox.reporting.drawing import run_stroke
+from prevox.reporting.folders import Run
+from prevox.reporting.label_curves import common, curve_points
 from prevox.reporting.report import report
 
 pytestmark = pytest.mark.unit
@@ -85,6 +89,41 @@ def test_every_figure_is_there_and_a_curve_over_labels_where_runs_differ_in_them
         "ASD (mm) of every case",
     ]
     assert "labelled subjects (logarithmic)" in page
+
+
+def test_runs_that_differ_in_labels_and_what_goes_with_them_are_one_curve():
+    base = {"verb": "finetune", "pretrained": "runs/mae", "optim": {"lr": 0.01}, "train": {"seed": 0, "steps": 100}}
+    configs = {
+        "mae-10": base | {"labels": 10},
+        "mae-all": base | {"optim": {"lr": 0.002}},
+        "mae-10-again": base | {"labels": 10, "train": {"seed": 1, "steps": 100}},
+        "longer": base | {"labels": 10, "train": {"seed": 0, "steps": 200}},
+        "mae": {"verb": "pretrain"},
+    }
+    runs = {name: Run(Path(name), name, config, "") for name, config in configs.items()}
+    runs["mae-all"].summary["subjects"] = 80
+    means = {name: Interval(0.5, 0.4, 0.6, 4, 5) for name in runs}
+    points = curve_points(runs, means, {name: run_stroke(0) for name in runs})
+    assert [(point.method, point.labels) for point in points] == [("mae", 10), ("mae", 80), ("mae", 10), ("longer", 10)]
+
+
+def test_what_runs_are_called_in_common():
+    assert common(["mae-10", "mae-all"]) == "mae"
+    assert common(["cells/mae.labels_10", "cells/mae.labels_20"]) == "cells/mae.labels"
+    assert common(["a", "b"]) == "a"
+
+
+def test_scores_alone_make_a_page(tmp_path):
+    """As scores that are put together from those of several runs: a Parquet file, no masks, no settings."""
+    runs = tuple(
+        evaluation(tmp_path / name, {"a_1": (dice,), "b_1": (0.8,), "c_1": (0.7,)}, classes=("organ",))
+        for name, dice in (("x", 0.5), ("y", 0.6))
+    )
+    compare(CompareConfig(runs=runs, out=tmp_path / "out"))
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "cannot be shown" not in text
+    assert 'id="viewer"' not in text
+    assert "ASD (mm) of every case" in text
 
 
 def test_a_curve_needs_two_numbers_of_labels():

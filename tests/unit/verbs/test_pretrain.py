@@ -16,7 +16,7 @@ from prevox.config.runs import pretrain_schema
 from prevox.data.store import Store
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.reporting.folders import read_runs
-from prevox.reporting.html import render
+from prevox.reporting.runs_page import render
 from prevox.verbs.pretrain import build_probe
 
 pytestmark = pytest.mark.unit
@@ -121,12 +121,12 @@ def test_a_probed_run_describes_the_probe_and_its_report_draws_it(
     assert (described["every"], len(described["fit"]), len(described["test"])) == (2, 2, 2)
     assert not (plain / "probe.json").exists()
 
-    page = render(read_runs((path, plain)), "both")
+    page, _ = render(read_runs((path, plain)), "both")
     assert (
         page.index("<figcaption>Loss<") < page.index("<figcaption>Dice of a linear probe") < page.index("Learning rate")
     )
     assert "probe seconds" not in page
-    assert "linear probe" not in render(read_runs((plain,)), "plain")
+    assert "linear probe" not in render(read_runs((plain,)), "plain")[0]
 
 
 def test_a_probe_may_begin_or_end_with_a_resumed_run_but_not_change(

@@ -252,10 +252,14 @@
       go(plane.row, plane.upright ? rows - 1 - row : row);
       plane.slider.focus({preventScroll: true}); // from here arrow keys and the wheel go through the slices
     });
+    let turned = 0; // a notch of a wheel is about 100, the swipe of a touch pad comes in many small parts
     plane.canvas.addEventListener("wheel", (event) => {
       if (document.activeElement !== plane.slider || event.ctrlKey) return; // the page scrolls until a plane is chosen
       event.preventDefault();
-      go(plane.slice, position[plane.slice] - Math.sign(event.deltaY));
+      turned += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : 100 * Math.sign(event.deltaY);
+      const slices = Math.trunc(turned / 100);
+      turned -= 100 * slices;
+      if (slices) go(plane.slice, position[plane.slice] - slices);
     }, {passive: false});
   }
 
