@@ -198,6 +198,7 @@ def mean_interval(run: Run) -> Interval | None:
 def headline(runs: Sequence[Run]) -> list[str]:
     """How well, how sure and in what time, in sentences."""
     sentences = []
+    alarms = [alarm for run in runs if (alarm := _collapse(run))]
     for run in runs:
         interval = mean_interval(run)
         if interval is not None:
@@ -222,7 +223,22 @@ def headline(runs: Sequence[Run]) -> list[str]:
         sentences.append("Nothing is evaluated yet: this page shows training only.")
     if seconds:
         sentences.append(f"Training took {duration(sum(seconds))} in all.")
-    return sentences
+    return [*alarms, *sentences]
+
+
+def _collapse(run: Run) -> str | None:
+    """Warning about a teacher that says the same of every view, by the column `collapse` that a method may log."""
+    if "collapse" not in run.metrics:
+        return None
+    logged = run.metrics.loc[run.metrics["progress"] >= 0.1].dropna(subset=["collapse"])  # before, all views look alike
+    steps = logged.loc[logged["collapse"] > 0.5, "step"]
+    if steps.empty:
+        return None
+    return (
+        f"Warning: in {len(steps)} of {len(logged)} rows of the log, the last at step {steps.iloc[-1]}, {run.name} had "
+        "collapsed: teacher and student said the same of every view, so consistency taught nothing. See the curves of "
+        "teacher_entropy, kl and information."
+    )
 
 
 def _count(number: int, noun: str) -> str:

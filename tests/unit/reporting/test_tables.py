@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pandas as pd
@@ -141,3 +142,12 @@ def test_no_difference_of_nsd_at_different_tolerances(full_run, other_run):
     rows = tables.difference_rows(first, [other])
     assert not any(row.metric == "NSD" for row in rows)
     assert any(row.metric == "Dice" for row in rows)
+
+
+def test_a_collapsed_teacher_is_warned_of_first(full_run):
+    (run,) = read_runs((full_run,))
+    assert "collapsed" not in " ".join(tables.headline([run]))
+    rows = {"step": [5, 50, 60, 100], "progress": [0.05, 0.5, 0.6, 1.0], "collapse": [1.0, 0.0, 1.0, 0.0]}
+    run = dataclasses.replace(run, metrics=pd.DataFrame(rows))
+    warning = tables.headline([run])[0]
+    assert warning.startswith(f"Warning: in 1 of 3 rows of the log, the last at step 60, {run.name} had collapsed")
