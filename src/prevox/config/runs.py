@@ -225,7 +225,7 @@ class CompareConfig(Config):
     """Fine-tuning runs or evaluation folders, as PATH or NAME=PATH; those of one name count as one run, scored on
     several datasets."""
     out: Path
-    """Folder for the tables."""
+    """Folder for the tables and the page."""
     metric: Metric = "dice"
     """What is compared: a column of the scores."""
     baseline: str | None = None

@@ -122,7 +122,7 @@ def verdict(entry: dict[str, Any], metric: str, family: int, name_dataset: bool 
     p = p_value(entry["permutation_p_holm"])
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
     if entry["low"] <= 0 <= entry["high"]:
-        return f"{where}these cases cannot tell {run} and {other} apart ({found})."
+        return f"{where}{run} and {other} cannot be told apart by these cases ({found})."
     better, worse = (run, other) if (entry["mean"] > 0) == HIGHER_IS_BETTER[metric] else (other, run)
     holms = f", {p} by permutation" + (f" after Holm's correction for {family} tests" if family > 1 else "")
     if entry["permutation_p_holm"] <= 1 - LEVEL:

@@ -115,10 +115,10 @@ def test_a_run_cannot_be_told_apart_from_itself(tmp_path, capsys):
     assert [found[key] for key in ("mean", "low", "high", "cohens_d", "rank_biserial")] == [0] * 5
     assert [found[key] for key in ("wilcoxon_p", "permutation_p")] == [1, 1]
     assert comparison.verdicts == [
-        "these cases cannot tell better and worse apart (better minus worse 0.000 [0.000, 0.000] Dice)."
+        "better and worse cannot be told apart by these cases (better minus worse 0.000 [0.000, 0.000] Dice)."
     ]
     assert [e["rank"] for e in comparison.ranks] == [1.5] * 4
-    assert "these cases cannot tell better and worse apart" in " ".join(capsys.readouterr().out.split())
+    assert "better and worse cannot be told apart by these cases" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_the_test_does_not_bear_out_is_said(tmp_path):

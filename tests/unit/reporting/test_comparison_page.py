@@ -56,7 +56,7 @@ def test_overview_says_what_on_what_how_well_and_how_sure(folder, page):
     assert second.startswith("scratch-20 has the best mean, 0.740 [")
     assert re.search(r"it is first in \d+ % of the bootstrap resamples", second)
     for text in (
-        "these cases cannot tell mae-5 and scratch-5 apart",
+        "mae-5 and scratch-5 cannot be told apart by these cases",
         "HD95 (mm)",
         "Rank stability, %",
     ):
