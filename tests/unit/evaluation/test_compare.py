@@ -146,7 +146,7 @@ def test_verdict_agrees_with_interval_and_test():
         "correction for 3 tests)."
     )
     assert verdict(entry, "asd", 1).startswith("b is better than a")
-    assert "cannot tell" in verdict(entry | {"low": -0.01}, "dice", 1)
+    assert "cannot be told apart" in verdict(entry | {"low": -0.01}, "dice", 1)
 
 
 def test_pairs_baseline_and_family(tmp_path):
