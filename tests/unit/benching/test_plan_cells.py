@@ -171,6 +171,7 @@ def test_what_prevox_lacks_is_planned_and_not_run() -> None:
         ({"vary": {"finetune.train.steps": [1], "pretrain.train.steps": [1]}}, "two axes are called 'steps'"),
         ({"vary": {"finetune.labels": [1]}}, "'labels' is the bench's own"),
         ({"vary": {"finetune.optim.lr": [1.0]}, "rates": [1.0, 2.0], "trial_steps": 1}, "optim.lr is given, and rates"),
+        ({"vary": {"finetune.optim.lr": [1.0, 2.0]}, "rates": [1.0]}, "optim.lr is given, and rates [1.0] too"),
         ({"datasets": {"a": {"split": {"column": "fold"}}}, "folds": 2}, "divides already"),
         ({"datasets": {"a": {"split": {"inner": True}}}}, "split: inner is the bench's own"),
         ({"datasets": {"a": {"split": {"folds": 2}}}}, "split: folds is the bench's own"),
