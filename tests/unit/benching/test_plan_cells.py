@@ -100,6 +100,18 @@ def test_trials_are_one_for_each_rate_and_the_same_for_all_seeds() -> None:
         assert (cell.settings["train"]["seed"], cell.settings["label_seed"]) == (cell.seed, cell.seed)
 
 
+def test_what_changes_no_result_leaves_the_trials_alone() -> None:
+    def names(**train) -> list[str]:
+        whole = content(datasets={"a": {}}, rates=[1e-3, 1e-2], trial_steps=7)
+        whole["backbones"]["vit"]["finetune"]["train"] = train
+        bench = BenchFile.parse(whole, "file")
+        return [trial.name for cell in plan(bench) if cell.backbone == "vit" for trial in trials(bench, cell)]
+
+    assert len(names()) == 2 * 2
+    assert names(log_every=3, reads_ahead=1) == names()
+    assert not set(names(precision="bf16")) & set(names())
+
+
 def test_all_arms_have_the_datasets_split_whatever_their_recipes_say() -> None:
     recipes = content()
     recipes["methods"] = {"mae": {"pretrain": {"recipe": "selfmedmae-btcv"}}}  # its split holds out 0.4
