@@ -117,12 +117,12 @@ def pretraining_line(run: Path) -> str:
 
 
 def probe_table(runs: list[Path]) -> str:
-    """The probe's curve of each run that has one, at eleven steps."""
+    """The probe's curve of each run that has one, at eleven steps (all, where it has fewer)."""
     rows = []
     for run in runs:
         found = [row for row in log_of(run) if "probe_dice" in row]
-        shown = [found[round(i * (len(found) - 1) / 10)] for i in range(11)] if found else []
-        curve = ", ".join(f"{row['step']}: {row['probe_dice']:.3f}" for row in shown)
+        shown = sorted({round(i * (len(found) - 1) / 10) for i in range(11)}) if found else []
+        curve = ", ".join(f"{found[i]['step']}: {found[i]['probe_dice']:.3f}" for i in shown)
         rows += [[run.name, curve, f"{found[-1]['probe_floor']:.3f}"]] if found else []
     return table(["pre-training", "probe's Dice by step", "raw voxels"], rows)
 

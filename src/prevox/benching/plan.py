@@ -61,7 +61,8 @@ def trials(bench: BenchFile, cell: Cell) -> list[Trial]:
         settings = {**cell.settings, "train": length, "split": split, "label_seed": bench.seeds[0]}
         settings["optim"] = {**section(settings, "optim"), "lr": lr}
         words = [*_words(cell), f"lr-{lr:g}"]
-        made_of = [_made_of(cell.dataset, bench), cell.pretraining and cell.pretraining.name, cell.labels, settings]
+        given = {**settings, "train": _important(length)}
+        made_of = [_made_of(cell.dataset, bench), cell.pretraining and cell.pretraining.name, cell.labels, given]
         found.append(Trial(_name(words, made_of), cell, lr, settings))
     return found
 
@@ -119,8 +120,8 @@ def _cell(
         settings["encoder"] = backbone.model
         where = f"{where} (encoder: backbones.{backbone_name}.model)"
     rates = method.rates or backbone.rates or bench.rates
-    if len(rates) > 1 and any("lr" in section(o.finetune, "optim") for o in overrides):
-        raise ConfigError(f"{where}: optim.lr is given, and rates {list(rates)} to choose it from. Take one out.")
+    if rates and any("lr" in section(o.finetune, "optim") for o in overrides):
+        raise ConfigError(f"{where}: optim.lr is given, and rates {list(rates)} too. Take one out.")
     if len(rates) > 1 and bench.trial_steps is None:
         raise ConfigError(f"{where}: rates {list(rates)} need trial_steps, the length of a trial.")
     if len(rates) == 1:
@@ -216,8 +217,12 @@ def _given(config: Config) -> Settings:
     """What was given, as the schema reads it; without what does not change the result."""
     own = {"store", "out", "pretrained", "recipe", "probe"}
     given = config.model_dump(mode="json", exclude_unset=True, exclude=own)
-    given["train"] = {key: value for key, value in given["train"].items() if key not in UNIMPORTANT}
+    given["train"] = _important(given["train"])
     return given
+
+
+def _important(train: Settings) -> Settings:
+    return {key: value for key, value in train.items() if key not in UNIMPORTANT}
 
 
 def _name(words: list[str], made_of: Any) -> str:

@@ -164,7 +164,8 @@ class Runner:
             if dice is not None:
                 scores[trial.lr] = dice
             elif FIXED not in reason:
-                raise CellFailedError(f"trial of rate {trial.lr:g}: {reason}; without it no rate is chosen fairly")
+                why = reason or "its mean Dice is no number, so no held-out case of the inner split has a class"
+                raise CellFailedError(f"trial of rate {trial.lr:g}: {why}; without it no rate is chosen fairly")
         if planned and not scores:
             raise CellFailedError(f"no rate of {[trial.lr for trial in planned]} gave a finite loss")
         return max(scores, key=lambda rate: scores[rate]) if scores else None

@@ -72,7 +72,7 @@ def best_offsets(score_NK: Tensor, y_N: Tensor, weight_N: Tensor, passes: int = 
         if not hit.any():
             offset_K[k] = -torch.inf
             continue
-        following = needed_N[min(best + 1, len(needed_N) - 1)]
+        following = needed_N[best + 1] if best + 1 < len(needed_N) else needed_N[best] + 1  # a tie would go elsewhere
         offset_K[k] = (needed_N[best] + following) / 2
     return offset_K
 

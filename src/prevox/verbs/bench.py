@@ -90,7 +90,8 @@ def bench(config: BenchConfig) -> BenchResult:
 def _compare(file: BenchFile, cells: list[Cell], runner: Runner) -> None:
     """Compare the arms of each label fraction, on held-out cases and on each unseen dataset."""
     out = runner.folder.out
-    shutil.rmtree(out / "averaged", ignore_errors=True)
+    for made in ("averaged", "comparison"):  # none of an earlier call's stays that would be made otherwise now
+        shutil.rmtree(out / made, ignore_errors=True)
     for group, members in groups(file, cells).items():
         arms, left_out = average(file, runner.folder, members, group)
         for reason in left_out:
@@ -99,7 +100,10 @@ def _compare(file: BenchFile, cells: list[Cell], runner: Runner) -> None:
             console.print(f"comparison {group}: {len(arms)} arms are finished; two are needed", markup=False)
             continue
         words = ["--runs", *(f"{arm}={place}" for arm, places in arms.items() for place in places)]
-        words += ["--baseline", file.baseline] if file.baseline in arms else []
+        if file.baseline in arms:
+            words += ["--baseline", file.baseline]
+        elif file.baseline is not None:
+            warn(f"comparison {group}: the baseline '{file.baseline}' is not finished; every pair is compared")
         for metric in file.metrics:
             name = f"{group}.{metric}"
             target = ["--metric", metric, "--out", out / "comparison" / name]

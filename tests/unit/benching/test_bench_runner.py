@@ -15,6 +15,7 @@ from prevox.benching.run import Runner, check_sources, given_paths
 from prevox.config.base import read_yaml
 from prevox.config.bench import BenchFile
 from prevox.errors import ConfigError, RunError
+from prevox.verbs.bench import _compare
 
 pytestmark = pytest.mark.unit
 
@@ -169,6 +170,20 @@ def test_a_crash_in_one_arm_costs_its_own_cells_only_and_is_not_repeated(bench_o
         if cell.arm == "mae.vit":
             assert runner.failures[cell.name].startswith("a.mae.vit-")
             assert "SIGKILL" in runner.failures[cell.name]
+
+
+def test_a_comparison_of_an_earlier_call_does_not_stay_where_its_runs_are_gone(bench_of) -> None:
+    runner, cells = bench_of(Stand(lambda name, lr: CRASHED))
+    stale = runner.folder.out / "comparison" / "labels-all.dice"
+    stale.mkdir(parents=True)
+    _compare(runner.bench, cells, runner)
+    assert not stale.exists()
+
+
+def test_a_trial_without_a_score_is_named(bench_of) -> None:
+    over = {"rates": [1e-3, 1e-2], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    runner, (cell,) = bench_of(Stand(dice=lambda lr: None), **over)
+    assert "trial of rate 0.001: its mean Dice is no number" in runner.failures[cell.name]
 
 
 def test_a_dataset_that_fails_is_to_blame_for_its_cells(bench_of, monkeypatch: pytest.MonkeyPatch) -> None:

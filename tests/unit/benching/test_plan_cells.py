@@ -100,6 +100,18 @@ def test_trials_are_one_for_each_rate_and_the_same_for_all_seeds() -> None:
         assert (cell.settings["train"]["seed"], cell.settings["label_seed"]) == (cell.seed, cell.seed)
 
 
+def test_what_changes_no_result_leaves_the_trials_alone() -> None:
+    def names(**train) -> list[str]:
+        whole = content(datasets={"a": {}}, rates=[1e-3, 1e-2], trial_steps=7)
+        whole["backbones"]["vit"]["finetune"]["train"] = train
+        bench = BenchFile.parse(whole, "file")
+        return [trial.name for cell in plan(bench) if cell.backbone == "vit" for trial in trials(bench, cell)]
+
+    assert len(names()) == 2 * 2
+    assert names(log_every=3, reads_ahead=1) == names()
+    assert not set(names(precision="bf16")) & set(names())
+
+
 def test_all_arms_have_the_datasets_split_whatever_their_recipes_say() -> None:
     recipes = content()
     recipes["methods"] = {"mae": {"pretrain": {"recipe": "selfmedmae-btcv"}}}  # its split holds out 0.4
@@ -171,6 +183,7 @@ def test_what_prevox_lacks_is_planned_and_not_run() -> None:
         ({"vary": {"finetune.train.steps": [1], "pretrain.train.steps": [1]}}, "two axes are called 'steps'"),
         ({"vary": {"finetune.labels": [1]}}, "'labels' is the bench's own"),
         ({"vary": {"finetune.optim.lr": [1.0]}, "rates": [1.0, 2.0], "trial_steps": 1}, "optim.lr is given, and rates"),
+        ({"vary": {"finetune.optim.lr": [1.0, 2.0]}, "rates": [1.0]}, "optim.lr is given, and rates [1.0] too"),
         ({"datasets": {"a": {"split": {"column": "fold"}}}, "folds": 2}, "divides already"),
         ({"datasets": {"a": {"split": {"inner": True}}}}, "split: inner is the bench's own"),
         ({"datasets": {"a": {"split": {"folds": 2}}}}, "split: folds is the bench's own"),

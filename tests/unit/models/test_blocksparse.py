@@ -226,7 +226,7 @@ class Filling(nn.Module):
         return None if self.convs is None or s == 0 else self.convs[s - 1]
 
 
-@pytest.mark.parametrize(("token", "conv"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("token", "conv"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("strides", "size", "block", "kept"),
     [

@@ -87,3 +87,9 @@ def test_raw_maps_hold_intensities_means_and_place() -> None:
     assert finest.shape[1] == 2 + 3 + 3
     assert [tuple(m.shape[2:]) for m in smooth] == [(3, 4, 1), (2, 2, 1), (1, 1, 1)]
     torch.testing.assert_close(smooth[2].flatten(), x.flatten(2).mean(2).flatten())
+
+
+def test_an_offset_that_wins_every_row_wins_the_last_one_too() -> None:
+    score_NK, y_N = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 1])
+    offset_K = best_offsets(score_NK, y_N, torch.ones(2))
+    assert (score_NK + offset_K).argmax(1).tolist() == [1, 1]

@@ -100,9 +100,11 @@ class FilledMap:
         channels, parts = conv.weight.shape[1] - self.rows_RDHWC.shape[-1], []
         if up_bias is not None:
             parts.append((_everywhere(up_bias, small), conv.weight[:, :channels]))
-        if self.token_C is not None:
-            token = _everywhere(self.token_C, small)
-            parts.append((token if self.conv is None else self.conv(token), conv.weight[:, channels:]))
+        if self.conv is not None:  # even a map of zeros becomes its bias
+            token_C = self.rows_RDHWC.new_zeros(self.rows_RDHWC.shape[-1]) if self.token_C is None else self.token_C
+            parts.append((self.conv(_everywhere(token_C, small)), conv.weight[:, channels:]))
+        elif self.token_C is not None:
+            parts.append((_everywhere(self.token_C, small), conv.weight[:, channels:]))
         if not parts:
             return conv.bias
         maps, weights = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
