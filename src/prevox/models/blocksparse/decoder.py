@@ -138,8 +138,8 @@ class _AddBlocks(torch.autograd.Function):
         ctx: Any, x_BDHWC: Tensor, constant_DHWC: Tensor | None, rows_RDHWC: Tensor, corners_RA: Tensor
     ) -> Tensor:
         ctx.places, ctx.shape = _places(corners_RA, rows_RDHWC.shape[1:-1], x_BDHWC.shape), rows_RDHWC.shape
-        ctx.constant = None if constant_DHWC is None else constant_DHWC.shape
-        y_BDHWC = x_BDHWC.clone() if constant_DHWC is None else x_BDHWC + constant_DHWC
+        ctx.constant = None if constant_DHWC is None else (constant_DHWC.shape, constant_DHWC.dtype)
+        y_BDHWC = x_BDHWC.clone() if constant_DHWC is None else x_BDHWC + constant_DHWC.to(x_BDHWC.dtype)
         for row_DHWC, (target, source) in zip(rows_RDHWC, ctx.places, strict=True):
             y_BDHWC[target] += row_DHWC[source]
         return y_BDHWC
@@ -150,8 +150,10 @@ class _AddBlocks(torch.autograd.Function):
         rows_RDHWC = grad_BDHWC.new_zeros(ctx.shape)
         for row_DHWC, (target, source) in zip(rows_RDHWC, ctx.places, strict=True):
             row_DHWC[source] = grad_BDHWC[target]
-        constant = grad_BDHWC.sum_to_size(ctx.constant) if ctx.needs_input_grad[1] else None
-        return grad_BDHWC, constant, rows_RDHWC, None
+        if not ctx.needs_input_grad[1]:
+            return grad_BDHWC, None, rows_RDHWC, None
+        shape, dtype = ctx.constant
+        return grad_BDHWC, grad_BDHWC.sum_to_size(shape).to(dtype), rows_RDHWC, None
 
 
 def decode(decoder: Decoder, maps: Sequence[FilledMap]) -> Tensor:
