@@ -7,7 +7,7 @@ unit of every test. The folds of a cross-validation hold different cases, which 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prevox.benching.cells import Cell
 from prevox.benching.folder import Folder, read_json
@@ -60,13 +60,14 @@ def average(
         out.mkdir(parents=True, exist_ok=True)
         label = dataset if found[0][1] is None else f"{dataset} to {found[0][1]}"
         table = averaged([_read(place) for place in places], label, prefix=f"{dataset}/" if several else "")
-        with replacing(out / "scores.parquet") as path:
-            table.to_parquet(path, index=False)
         summaries = [read_json(place / "evaluation" / "summary.json") for place in places]
-        content: dict[str, object] = {"tolerance_mm": summaries[0].get("tolerance_mm"), "seeds": list(bench.seeds)}
+        content: dict[str, Any] = {"tolerance_mm": summaries[0].get("tolerance_mm"), "seeds": list(bench.seeds)}
         for key in LISTS:
             ids = {str(case) for summary in summaries for case in summary.get(key) or []}
             content[key] = sorted(f"{dataset}/{case}" if several else case for case in ids)
+        table = table[~table["case"].isin(content["failed"])]  # one seed's score alone would hide the other's failure
+        with replacing(out / "scores.parquet") as path:
+            table.to_parquet(path, index=False)
         with replacing(out / "summary.json") as path:
             path.write_text(json.dumps(content, indent=1))
         arms.setdefault(arm, []).append(out)
@@ -91,6 +92,14 @@ def averaged(tables: "Sequence[pd.DataFrame]", dataset: str, prefix: str = "") -
     found = rows.groupby(["case", "class"], sort=False, as_index=False).agg({"subject": "first", **means})
     found["case"], found["subject"] = prefix + found["case"].astype(str), prefix + found["subject"].astype(str)
     return found.assign(dataset=dataset)
+
+
+def versions(runs: Sequence[Path]) -> list[str]:
+    """Versions of Prevox that made these runs, with the revision where they came from a repository."""
+    found = {
+        (str(made.get("prevox")), made.get("git")) for run in runs if (made := read_json(run / "environment.json"))
+    }
+    return sorted(f"{version} ({git})" if git else version for version, git in found)
 
 
 def _scored(place: Path) -> bool:

@@ -10,7 +10,7 @@ from prevox.benching.budget import Budget, estimate
 from prevox.benching.cells import Cell
 from prevox.benching.commands import Commands
 from prevox.benching.folder import Folder
-from prevox.benching.gather import average, groups
+from prevox.benching.gather import average, groups, versions
 from prevox.benching.plan import plan, trials
 from prevox.benching.run import Runner, check_sources, given_paths, needed
 from prevox.benching.table import rows_of, show, write_cells
@@ -117,6 +117,11 @@ def _report(cells: list[Cell], runner: Runner, title: str) -> None:
     folder = runner.folder
     scored = [cell for cell in cells if (folder.run(cell) / "evaluation" / "summary.json").is_file()]
     pretrained = {cell.pretraining.name: folder.run(cell.pretraining) for cell in scored if cell.pretraining}
+    made = versions([*map(folder.run, scored), *pretrained.values()])
+    if len(made) > 1:
+        warn(
+            f"the runs were made by different versions of Prevox ({', '.join(made)}); a method may have changed between"
+        )
     if scored:
         words = ["--runs", *map(folder.run, scored), *pretrained.values(), "--out", folder.out / "report.html"]
         outcome = runner.commands.run(["report", *words, "--title", title], log="report", of="report.html")

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.benching.bench_files import content
 
 from prevox.benching.folder import Folder
-from prevox.benching.gather import average, averaged, groups
+from prevox.benching.gather import average, averaged, groups, versions
 from prevox.benching.plan import plan
 from prevox.config.bench import BenchFile
 
@@ -101,3 +101,27 @@ def test_an_arm_takes_part_only_with_all_its_seeds(tmp_path: Path) -> None:
     assert json.loads((place / "summary.json").read_text())["failed"] == [f"{whole}/broken 0", f"{whole}/broken 1"]
     (reason,) = left_out
     assert "1 of 2 runs are not finished" in reason
+
+
+def test_a_case_that_failed_with_one_seed_has_no_score(tmp_path: Path) -> None:
+    file = bench()
+    folder = Folder(tmp_path)
+    members = [(cell, on) for cell, on in groups(file, plan(file))["labels-all"] if cell.dataset == "a"]
+    for (cell, _), failed in zip(members, ([], ["odd"]), strict=True):
+        place = folder.run(cell) / "evaluation"
+        place.mkdir(parents=True)
+        kept = {(case, "x"): 0.5 for case in ("even", "odd") if case not in failed}
+        scores(kept).to_parquet(place / "scores.parquet")
+        (place / "summary.json").write_text(json.dumps({"failed": failed}))
+    arms, _ = average(file, folder, members, "labels-all")
+    (place,) = arms["scratch.vit"]
+    assert list(pd.read_parquet(place / "scores.parquet")["case"]) == ["even"]
+    assert json.loads((place / "summary.json").read_text())["failed"] == ["odd"]
+
+
+def test_versions_that_made_the_runs(tmp_path: Path) -> None:
+    for name, made in (("one", {"prevox": "0.1.0", "git": "abc"}), ("two", {"prevox": "0.2.0"}), ("three", None)):
+        (tmp_path / name).mkdir()
+        if made:
+            (tmp_path / name / "environment.json").write_text(json.dumps(made))
+    assert versions([tmp_path / name for name in ("one", "two", "two", "three")]) == ["0.1.0 (abc)", "0.2.0"]
