@@ -226,7 +226,10 @@ CALLS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "metric": ([*COMPARE, "{seg}", "{mae}", "--metric", "iou"], ("--metric", "'iou'", "dice")),
     "no run to report": (["report", "--runs", "{nowhere}"], ("nowhere: no such folder", "Give run folders")),
-    "store as run to report": (["report", "--runs", "{store}"], ("store: holds no config.yaml", "Give the folder")),
+    "store as run to report": (
+        ["report", "--runs", "{store}"],
+        ("store: holds neither config.yaml nor scores", "Give the folder"),
+    ),
 }
 
 

