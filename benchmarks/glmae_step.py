@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness import compared, giga_operations, interleaved, matrix_rate, median, show, synchronised
+from harness import compared, giga_operations, gradients, interleaved, matrix_rate, median, show, synchronised
 from prevox.config.data import ViewsConfig
 from prevox.config.models import ViTConfig
 from prevox.masking.tokens import TokenMask, random_token_mask
@@ -251,11 +251,6 @@ def peer_step(peer: Peer, autocast: Any) -> Step:
         return synchronised(loss)
 
     return step
-
-
-def gradients(method: GlobalLocalAutoencoder, step: Step) -> dict[str, Tensor]:
-    step()
-    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
 
 def largest_deviation(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from prevox.allocator import keep_freed_memory, release_freed_memory
@@ -146,6 +147,12 @@ _CPU_ATTENTION = {  # which PyTorch's counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+
+
+def gradients(network: nn.Module, step: Callable[[], Any]) -> dict[str, Tensor]:
+    """Gradients that a step leaves in the network's parameters, by name."""
+    step()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
 def giga_operations(step: Callable[[], Any]) -> float:

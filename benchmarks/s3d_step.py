@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import compared, giga_operations, interleaved, matrix_rate, median, show, synchronised
+from harness import compared, giga_operations, gradients, interleaved, matrix_rate, median, show, synchronised
 from prevox.config.data import ViewsConfig
 from prevox.config.models import ResEncConfig
 from prevox.methods.s3d.config import S3DConfig
@@ -173,11 +173,6 @@ def plain_step(method: SparseAutoencoder, x_BCDHW: Tensor, autocast: Any, layout
         return synchronised(loss)
 
     return step
-
-
-def gradients(method: SparseAutoencoder, step: Step) -> dict[str, Tensor]:
-    step()
-    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
 
 def largest_deviation(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

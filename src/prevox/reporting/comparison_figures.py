@@ -66,15 +66,7 @@ def strips(cases: pd.DataFrame, metric: str, strokes: Strokes) -> Drawing | None
         axes.plot([inside.min(), inside.max()], [height, height], color=colour, linewidth=0.8)
         axes.plot([middle, middle], [height - 0.3, height + 0.3], color=colour, linewidth=2)
         dots = np.sort(values)[np.linspace(0, len(values) - 1, min(len(values), MAX_DOTS)).round().astype(int)]
-        axes.plot(
-            dots,
-            height + _jitter(len(dots)),
-            ".",
-            color=colour,
-            markersize=_dot_size(dots),
-            alpha=0.75,
-            markeredgewidth=0,
-        )
+        _dots(axes, dots, height, colour)
         axes.plot(values.mean(), height, "D", color=colour, markersize=4.5, markeredgecolor=INK, markeredgewidth=0.6)
     axes.set_xlabel(metric_name(metric))
     return Drawing(f"cases {metric}", figure)
@@ -101,15 +93,7 @@ def differences(
         own = wide.loc[[entry["dataset"]]].dropna()
         subjects = own.index.get_level_values("subject").tolist()
         dots = np.sort(subject_means((own[entry["run"]] - own[entry["other"]]).to_numpy(), subjects))
-        axes.plot(
-            dots,
-            height + _jitter(len(dots)),
-            ".",
-            color=colour,
-            markersize=_dot_size(dots),
-            alpha=0.6,
-            markeredgewidth=0,
-        )
+        _dots(axes, dots, height, colour)
         if np.isfinite([entry["low"], entry["high"]]).all():
             axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2.4)
         axes.plot(entry["mean"], height, "o", color=colour, markersize=5.5, markeredgecolor=INK, markeredgewidth=0.6)
@@ -198,6 +182,19 @@ def _rows(names: Sequence[tuple[str, str]], inches: float) -> tuple[Any, Any, li
 def _dot_size(values: np.ndarray) -> float:
     """Points; few dots may be large."""
     return 6.0 if len(values) < 20 else 3.5
+
+
+def _dots(axes: Any, values: np.ndarray, height: float, colour: str) -> None:
+    """Sorted values as dots around a height, close ones apart."""
+    axes.plot(
+        values,
+        height + _jitter(len(values)),
+        ".",
+        color=colour,
+        markersize=_dot_size(values),
+        alpha=0.7,
+        markeredgewidth=0,
+    )
 
 
 def _jitter(count: int) -> np.ndarray:
