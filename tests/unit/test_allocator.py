@@ -39,6 +39,8 @@ def test_steps_use_freed_memory_again() -> None:
         assert taken == "False"
     else:
         assert taken == "True"
-        assert kept <= 2 * 6144  # pages: two of the fifteen small tensors at most
+        # pages of 6144 for each of fifteen small tensors and twice as many for each of five large ones: while the heap
+        # still has gaps, a few find another place; without the policy it is most of them
+        assert kept <= 5 * 6144
         if "[always]" not in HUGE_PAGES.read_text():  # there, a tensor is a dozen faults
             assert returned > 5 * 6144
