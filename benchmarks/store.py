@@ -10,16 +10,17 @@ into float32 and normalised here, so both end in the same tensor; `equal` is the
 deviations. Each is measured with one thread of the process at work (no reads ahead, one decoding thread) and with two
 (the peer: two threads with a handle each; ours: reads in flight, as the loader keeps them).
 
-Pyramid: a box of the volume resized to a view, read from the level that suffices, against the same box at full
-resolution resized by the same function. `equal` is the mean absolute difference of the two, in standard deviations of
-the volume: the filters differ a little (a mean of blocks before the triangle). Views of one size, then the ten
-views that GL-MAE takes of an image.
+Pyramid: boxes of the volume resized to views, read from the level that suffices, against the same boxes at full
+resolution resized by the same function. The reads of all views are in flight together, as the loader keeps them, and
+one thread resizes what has arrived. `equal` is the mean absolute difference of the two, in standard deviations of the
+volume: the filters differ a little (a mean of blocks before the triangle). Views of one size, then the ten views that
+GL-MAE takes of an image.
 """
 
 import argparse
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,18 +151,27 @@ def crops(store: Store, hu: np.ndarray, folder: Path, runs: int, count: int) -> 
         )
 
 
-def view(store: Store, box: Box, size: tuple[int, int, int], level: int | None) -> torch.Tensor:
-    """A box resized to `size`, from the level that suffices (None) or from the finest (0)."""
-    if level is None:
-        inside, level, window = level_window(store, "ct", box, size)
-    else:
-        inside, window = box, tuple((0.0, float(stop - start)) for start, stop in box)
-    return resize(torch.from_numpy(store.read("ct", level, inside).result()), window, size)
+def views_of(store: Store, views: Sequence[View], level: int | None) -> Iterator[torch.Tensor]:
+    """Boxes resized to their sizes, from the level that suffices (None) or from the finest (0).
+
+    All reads of an image are in flight together, and each is resized as soon as it and those before it are there, as
+    the loader does it.
+    """
+    reads = deque()
+    for box, size in views:
+        if level is None:
+            inside, at, window = level_window(store, "ct", box, size)
+        else:
+            inside, at, window = box, level, tuple((0.0, float(stop - start)) for start, stop in box)
+        reads.append((store.read("ct", at, inside), window, size))
+    while reads:
+        future, window, size = reads.popleft()
+        yield resize(torch.from_numpy(future.result()), window, size)
 
 
 def pyramid(store: Store, hu: np.ndarray, runs: int, count: int) -> None:
     """Views of one size, and the views of one image that GL-MAE takes."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # as for crops
     rng = np.random.default_rng(2)
     volume = "×".join(map(str, hu.shape))
     for axes in ("joint", "independent"):
@@ -191,11 +201,12 @@ def compare_views(name: str, store: Store, hu: np.ndarray, views: list[View], ru
     fresh = uncached(store)
 
     def each(level: int | None) -> None:
-        for box, size in views:  # one after the other, as a training takes them: none is kept
-            view(fresh, box, size, level)
+        for _ in views_of(fresh, views, level):
+            pass
 
     found = interleaved({"ours": lambda: each(None), "peer": lambda: each(0)}, runs)
-    apart = [float((view(fresh, *one, None) - view(fresh, *one, 0)).abs().mean()) for one in views]
+    pairs = zip(views_of(fresh, views, None), views_of(fresh, views, 0), strict=True)
+    apart = [float((ours - peer).abs().mean()) for ours, peer in pairs]
     levels = [level_window(store, "ct", *one)[1] for one in views]
     read = [np.prod([b - a for a, b in level_window(store, "ct", *one)[0]]) for one in views]
     full = [np.prod([b - a for a, b in box]) for box, _ in views]

@@ -8,12 +8,13 @@ products, exact for boxes whose edges fall between the samples of a pyramid leve
 Shape suffixes: C channels, D H W samples read, T targets and S samples along one axis.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_TARGETS = 32  # samples along an axis that are computed at a time
+_TARGETS = 16  # samples along an axis that a processor computes at a time: few of the weights between are zero then
 _VALUES = 1 << 20  # of the input that are worked on at a time
 
 
@@ -49,41 +50,46 @@ def resize(x_CDHW: Tensor, window: Sequence[tuple[float, float]], size: Sequence
     planes_PHW = x_CDHW.reshape(-1, height, width)
     flat_PHW = torch.empty(len(planes_PHW), *size[1:], device=x_CDHW.device)
     some = max(1, _VALUES // (height * width))  # planes that stay in the processor's cache from type to type
-    for first in range(0, len(planes_PHW), some):
-        part = planes_PHW[first : first + some].float()
-        part = _apply(x, part.reshape(-1, width, 1)).reshape(len(part), height, -1)
-        flat_PHW[first : first + some] = _apply(y, part)
-    return _apply(z, flat_PHW.reshape(channels, depth, -1)).reshape(channels, *size)
+    for part_PHW, result_PHW in zip(planes_PHW.split(some), flat_PHW.split(some), strict=True):
+        rows_BW = _along_last(x, part_PHW.float().reshape(-1, width), size[2])
+        _along_middle(y, rows_BW.view(len(part_PHW), height, -1), result_PHW)
+    result_CDA = torch.empty(channels, size[0], size[1] * size[2], device=x_CDHW.device)
+    _along_middle(z, flat_PHW.view(channels, depth, -1), result_CDA)
+    return result_CDA.view(channels, *size)
 
 
 _Bands = list[tuple[slice, slice, Tensor]]  # target samples, the samples that they need, and their weights
 
 
-def _bands(samples: int, edges: tuple[float, float], targets: int, device: torch.device) -> _Bands | None:
-    """Weights along one axis, for a few targets at a time the samples near their own only; None changes nothing."""
+def _bands(samples: int, edges: tuple[float, float], targets: int, device: torch.device) -> _Bands:
+    """Weights along one axis, for a few targets at a time the samples near their own only."""
     low, high = edges
     step = (high - low) / targets
     first = low + step / 2 - 0.5
-    if (samples, step, first) == (targets, 1, 0):
-        return None
-    weights_TS = axis_weights(samples, first, step, targets)
+    weights_TS = axis_weights(samples, first, step, targets).to(device)
+    count = _TARGETS if device.type == "cpu" else targets  # a GPU rather has few large products
     bands = []
-    for start in range(0, targets, _TARGETS):
-        weights = weights_TS[start : start + _TARGETS]
-        used = weights.any(0).nonzero()
-        near = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(start, start + len(weights)), near, weights[:, near].to(device)))
+    for start in range(0, targets, count):
+        stop = min(start + count, targets)
+        lowest, highest = (min(max(first + step * t, 0.0), samples - 1.0) for t in (start, stop - 1))
+        reach = max(step, 1.0)
+        near = slice(max(0, math.floor(lowest - reach)), min(samples, math.ceil(highest + reach) + 1))
+        bands.append((slice(start, stop), near, weights_TS[start:stop, near]))
     return bands
 
 
-def _apply(bands: _Bands | None, x_BSA: Tensor) -> Tensor:
-    """Multiply the middle axis by the weights: (B, S, A) to (B, T, A)."""
-    if bands is None:
-        return x_BSA
-    result_BTA = x_BSA.new_empty(len(x_BSA), bands[-1][0].stop, x_BSA.shape[2])
-    for targets, near, weights in bands:
-        if x_BSA.shape[2] == 1:
-            result_BTA[:, targets, 0] = x_BSA[:, near, 0] @ weights.T
+def _along_last(bands: _Bands, x_BS: Tensor, targets: int) -> Tensor:
+    """Multiply the last axis by the weights: (B, S) to (B, T)."""
+    result_BT = x_BS.new_empty(len(x_BS), targets)
+    for some, near, weights in bands:
+        torch.mm(x_BS[:, near], weights.T, out=result_BT[:, some])
+    return result_BT
+
+
+def _along_middle(bands: _Bands, x_BSA: Tensor, result_BTA: Tensor) -> None:
+    """Multiply the middle axis by the weights: (B, S, A) into (B, T, A)."""
+    for some, near, weights in bands:
+        if len(x_BSA) == 1:
+            torch.mm(weights, x_BSA[0, near], out=result_BTA[0, some])
         else:
-            result_BTA[:, targets] = weights @ x_BSA[:, near]
-    return result_BTA
+            result_BTA[:, some] = weights @ x_BSA[:, near]
