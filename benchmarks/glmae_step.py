@@ -38,7 +38,7 @@ from prevox.masking.tokens import TokenMask, random_token_mask
 from prevox.methods.glmae.config import GLMAEConfig
 from prevox.methods.glmae.method import KINDS, GlobalLocalAutoencoder, build
 from prevox.models.positions import interpolate
-from prevox.models.vit import EPS, checkpoint_activations
+from prevox.models.transformer import EPS, checkpoint_activations
 from prevox.task import Batch, StepContext, Views
 
 Step = Callable[[], Tensor]

@@ -28,7 +28,8 @@ from prevox.config.models import ViTConfig
 from prevox.masking.tokens import random_token_mask
 from prevox.methods.mae.config import MAEConfig
 from prevox.methods.mae.method import GROUP, MaskedAutoencoder, build
-from prevox.models.vit import EPS, Block, patchify
+from prevox.models.transformer import EPS, Block
+from prevox.models.vit import patchify
 from prevox.task import Batch, StepContext, Views
 
 RATIO, PATCH, WIDTH, DECODER = 0.75, 16, 768, (384, 8, 12)  # decoder: width, depth, heads

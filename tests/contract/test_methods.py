@@ -16,7 +16,7 @@ from prevox.config.train import ProbeConfig
 from prevox.data.store import Store
 from prevox.methods.registry import METHODS, method_entry, resolve
 from prevox.models.registry import build_model
-from prevox.models.vit import checkpoint_activations
+from prevox.models.transformer import checkpoint_activations
 from prevox.task import Batch, PretrainMethod, StepContext, ViewGroup, Views
 from prevox.train.probe import Probe
 

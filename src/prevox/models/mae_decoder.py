@@ -9,13 +9,24 @@ first, where there is one), D channels of a token, P values of a patch.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from prevox.models.positions import interpolate
-from prevox.models.vit import EPS, Block, ViT, add_positions, gather_tokens, init_linear
+from prevox.models.transformer import EPS, Block, init_linear, run_blocks
+from prevox.models.vit import ViT, add_positions, gather_tokens
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the decoder gets of views of one size; as the arguments of `MAEDecoder.forward`."""
+
+    tokens_BND: Tensor
+    order_BL: Tensor
+    grid: Sequence[int] | None = None
 
 
 class MAEDecoder(nn.Module):
@@ -95,15 +106,24 @@ class MAEDecoder(nn.Module):
             (B, M, P), the masked patches in the order of `TokenMask.masked_BM`; with `everywhere` (B, L, P), all
             patches in the grid's own order.
         """
-        x_BND = self.embed(tokens_BND)
+        return self.decode([Tokens(tokens_BND, order_BL, grid)], everywhere)[0]
+
+    def decode(self, parts: Sequence[Tokens], everywhere: bool = False) -> list[Tensor]:
+        """`forward` for views of several sizes."""
+        on_grid = [self._on_grid(part) for part in parts]
+        kept = [part.tokens_BND.shape[1] for part in parts]
+        asked = [slice(self.prefix if everywhere else count, None) for count in kept]
+        decoded = run_blocks(list(self.blocks), on_grid, asked, [[None] * len(self.blocks)] * len(parts))
+        predictions = [self.head(self.norm(x_BAD)) for x_BAD in decoded]
+        if not everywhere:
+            return predictions
+        return [gather_tokens(x, part.order_BL.argsort(dim=1)) for x, part in zip(predictions, parts, strict=True)]
+
+    def _on_grid(self, part: Tokens) -> Tensor:
+        """All tokens of the grid, in the mask's order: (B, 1 + L, width), or (B, L, width) without a class token."""
+        x_BND = self.embed(part.tokens_BND)
         batch, n, width = x_BND.shape
-        kept = n - self.prefix
-        masks_BMD = self.mask_token.to(x_BND.dtype).expand(batch, order_BL.shape[1] - kept, width)
-        positions_BLD = interpolate(self.positions, self.grid, grid or self.grid)[order_BL]
+        masks_BMD = self.mask_token.to(x_BND.dtype).expand(batch, part.order_BL.shape[1] - n + self.prefix, width)
+        positions_BLD = interpolate(self.positions, self.grid, part.grid or self.grid)[part.order_BL]
         patches_BLD = torch.cat([x_BND[:, self.prefix :], masks_BMD], dim=1) + positions_BLD
-        x_BND = torch.cat([x_BND[:, : self.prefix], patches_BLD], dim=1) if self.prefix else patches_BLD
-        first = self.prefix if everywhere else self.prefix + kept
-        for block in self.blocks[:-1]:
-            x_BND = block(x_BND)
-        prediction = self.head(self.norm(self.blocks[-1](x_BND, asked=slice(first, None))))
-        return gather_tokens(prediction, order_BL.argsort(dim=1)) if everywhere else prediction
+        return torch.cat([x_BND[:, : self.prefix], patches_BLD], dim=1) if self.prefix else patches_BLD

@@ -7,20 +7,18 @@ the width.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from prevox.config.models import ViTConfig
 from prevox.errors import ConfigError
 from prevox.models.positions import interpolate, sincos
+from prevox.models.transformer import EPS, EVERY, Block, Rows, init_linear, run_blocks, separate, together
 
 PRESETS = {"T": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}  # width, depth, heads
-EPS = 1e-6  # of every layer norm (MAE)
-EVERY = slice(None)  # token
 
 
 def vit_settings(config: ViTConfig, size: Sequence[int], channels: int) -> dict[str, Any]:
@@ -114,84 +112,21 @@ def gather_tokens(tokens_BLD: Tensor, index_BK: Tensor) -> Tensor:
     return tokens_BLD[torch.arange(len(index_BK), device=index_BK.device).unsqueeze(1), index_BK]
 
 
-def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for linear layers (MAE); for `Module.apply`."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+@dataclass(frozen=True)
+class Cut:
+    """Views of one size, cut into patches.
 
-
-class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then a two-layer perceptron with GELU, each with a residual."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        if width % heads:
-            raise ConfigError(f"transformer: found width {width} and {heads} heads; the heads must divide the width.")
-        self.heads = heads
-        self.checkpoint_activations = False  # set by the function of this name
-        hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
-
-    def attend(self, x_BND: Tensor, asked: slice = EVERY) -> Tensor:
-        """Multi-head self-attention over (B, N, D) tokens, asked by A of them: (B, A, D)."""
-        batch, n, width = x_BND.shape
-        if asked == EVERY:
-            heads = self.qkv(x_BND).view(batch, n, 3, self.heads, width // self.heads)
-            q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = functional.linear(x_BND[:, asked], weight[:width], bias[:width])
-            q = q.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
-            heads = functional.linear(x_BND, weight[width:], bias[width:])
-            k, v = heads.view(batch, n, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.projection(mixed.transpose(1, 2).flatten(2))
-
-    def forward(self, x_BND: Tensor, scale_2B11: Tensor | None = None, asked: slice = EVERY) -> Tensor:
-        """One block.
-
-        Args:
-            x_BND: Tokens.
-            scale_2B11: Factors on the two residual branches of each sample (drop path); None for 1.
-            asked: Give back these A tokens only: what nobody reads need not be computed.
-
-        Returns:
-            (B, A, D).
-        """
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            # drop path was drawn before, so nothing in here is random and no random state need be kept
-            result: Tensor = checkpoint(
-                self._compute, x_BND, scale_2B11, asked, use_reentrant=False, preserve_rng_state=False
-            )
-            return result
-        return self._compute(x_BND, scale_2B11, asked)
-
-    def _compute(self, x_BND: Tensor, scale_2B11: Tensor | None, asked: slice) -> Tensor:
-        attended = self.attend(self.norm1(x_BND), asked)
-        x_BND = x_BND[:, asked] + (attended if scale_2B11 is None else attended * scale_2B11[0])
-        mlp = self.contract(functional.gelu(self.expand(self.norm2(x_BND))))
-        return x_BND + (mlp if scale_2B11 is None else mlp * scale_2B11[1])
-
-
-def checkpoint_activations(network: nn.Module) -> bool:
-    """Let every transformer block of a network keep its input alone, and compute the rest again when going backwards.
-
-    Chen et al., "Training deep nets with sublinear memory cost", arXiv:1604.06174. Results stay the same.
-
-    Returns:
-        Whether the network has such blocks.
+    Args:
+        patches_BLP: All patches.
+        grid: Patches along each axis.
+        visible_BK: Indices of those to embed, in the order in which their tokens come out; None for all.
+        generator: Source of drop path's randomness while training (on the CPU); None for torch's default one.
     """
-    blocks = [module for module in network.modules() if isinstance(module, Block)]
-    for block in blocks:
-        block.checkpoint_activations = True
-    return bool(blocks)
+
+    patches_BLP: Tensor
+    grid: Sequence[int]
+    visible_BK: Tensor | None = None
+    generator: torch.Generator | None = None
 
 
 class ViT(nn.Module):
@@ -272,22 +207,23 @@ class ViT(nn.Module):
         Returns:
             (B, N, width), class token first where there is one, then K (or L) patches.
         """
-        return self.encode(patchify(x_BCDHW, self.patch), self.grid_of(x_BCDHW), visible_BK, generator)
+        cut = Cut(patchify(x_BCDHW, self.patch), self.grid_of(x_BCDHW), visible_BK, generator)
+        return self.encode([cut])[0]
 
-    def encode(
-        self,
-        patches_BLP: Tensor,
-        grid: Sequence[int],
-        visible_BK: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        asked: slice = EVERY,
-    ) -> Tensor:
-        """`forward` for images that are cut into patches already, with a choice of the tokens that are wanted."""
-        x_BND = self._embed(patches_BLP, grid, visible_BK)
-        *scales, scale = self._drop_scales(x_BND, generator)
-        for block, early_scale in zip(self.blocks[:-1], scales, strict=True):
-            x_BND = block(x_BND, early_scale)
-        return self.norm(self.blocks[-1](x_BND, scale, asked))
+    def encode(self, cuts: Sequence[Cut], asked: slice = EVERY) -> list[Tensor]:
+        """`forward` for views of several sizes, cut into patches already, with a choice of the tokens that are wanted.
+
+        Args:
+            cuts: Views of one size each.
+            asked: Tokens of each view that are wanted; the last block computes no others.
+
+        Returns:
+            As `forward`, for each size.
+        """
+        embedded = [self._embed(cut.patches_BLP, cut.grid, cut.visible_BK) for cut in cuts]
+        scales = [self._drop_scales(x, cut.generator) for x, cut in zip(embedded, cuts, strict=True)]
+        encoded = run_blocks(list(self.blocks), embedded, [asked] * len(cuts), scales)
+        return [self.norm(x_BND) for x_BND in encoded]
 
     def forward_features(
         self, x_BCDHW: Tensor, blocks: Sequence[int] = (), generator: torch.Generator | None = None
@@ -305,12 +241,14 @@ class ViT(nn.Module):
         patches_BLP = patchify(x_BCDHW, self.patch)
         grid = self.grid_of(x_BCDHW)
         x_BND = self._embed(patches_BLP, grid, None)
+        scales = self._drop_scales(x_BND, generator)
+        size, x_RD = [Rows(x_BND.shape[0], x_BND.shape[1])], together([x_BND])
         maps = []
-        for i, (block, scale) in enumerate(zip(self.blocks, self._drop_scales(x_BND, generator), strict=True)):
-            x_BND = block(x_BND, scale)
+        for i, (block, scale_2B) in enumerate(zip(self.blocks, scales, strict=True)):
+            x_RD = block(x_RD, size, scale_2B)
             if i in blocks:
-                maps.append(x_BND)
-        maps.append(self.norm(x_BND))
+                maps += separate(x_RD, size)
+        maps += separate(self.norm(x_RD), size)
         return [m[:, self.prefix :].transpose(1, 2).reshape(m.shape[0], self.width, *grid) for m in maps]
 
     def grid_of(self, x_BCDHW: Tensor) -> tuple[int, ...]:
@@ -343,13 +281,13 @@ class ViT(nn.Module):
         return torch.cat([self.class_token.to(x_BND.dtype).expand(x_BND.shape[0], 1, -1), x_BND], dim=1)
 
     def _drop_scales(self, x_BND: Tensor, generator: torch.Generator | None) -> Sequence[Tensor | None]:
-        """Drop path's factors of each block, 0 or 1 / kept share for each branch and sample; None where all are 1."""
+        """Drop path's factors (2, B) of each block, 0 or 1 / kept share by branch and sample; None where all are 1."""
         if not self.training or self.drop_path == 0:
             return [None] * self.depth
         keep = 1 - torch.linspace(0, self.drop_path, self.depth).view(-1, 1, 1)
         noise = torch.rand(self.depth, 2, x_BND.shape[0], generator=generator)
         scales = torch.where(noise < keep, 1 / keep.clamp(min=EPS), 0.0)
-        return list(scales[..., None, None].to(x_BND.device, x_BND.dtype).unbind(0))
+        return list(scales.to(x_BND.device, x_BND.dtype).unbind(0))
 
 
 def add_positions(module: nn.Module, grid: Sequence[int], width: int, kind: str) -> None:

@@ -11,7 +11,7 @@ from prevox.allocator import keep_freed_memory
 from prevox.config.runs import RunConfig
 from prevox.console import console, warn
 from prevox.errors import DISK_FULL, RunError
-from prevox.models.vit import checkpoint_activations
+from prevox.models.transformer import checkpoint_activations
 from prevox.output import writable_folder
 from prevox.train.checkpoint import checkpoint_folders, step_of
 from prevox.train.engine import Engine, Job

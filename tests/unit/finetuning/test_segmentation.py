@@ -9,7 +9,8 @@ from prevox.config.runs import finetune_schema
 from prevox.errors import ConfigError, DataError
 from prevox.finetuning.segmentation import build
 from prevox.models.positions import interpolate
-from prevox.models.vit import ViT, checkpoint_activations
+from prevox.models.transformer import checkpoint_activations
+from prevox.models.vit import ViT
 from prevox.task import Batch, StepContext, Views
 
 pytestmark = pytest.mark.unit

@@ -6,6 +6,7 @@ import torch
 from prevox.masking.tokens import TokenMask, random_token_mask
 from prevox.models.mae_decoder import MAEDecoder
 from prevox.models.positions import interpolate
+from prevox.models.transformer import Rows
 
 pytestmark = pytest.mark.unit
 
@@ -35,10 +36,10 @@ def unshuffled(decoder: MAEDecoder, tokens: torch.Tensor, mask: TokenMask, table
         for k, place in enumerate(mask.visible_BK[b].tolist()):
             grid[place] = embedded[b, decoder.prefix + k]
         rows.append(torch.cat([embedded[b, : decoder.prefix], torch.stack(grid) + table]))
-    x = torch.stack(rows)
+    x, size = torch.cat(rows), [Rows(len(rows), len(rows[0]))]
     for block in decoder.blocks:
-        x = block(x)
-    return decoder.head(decoder.norm(x))[:, decoder.prefix :]
+        x = block(x, size)
+    return decoder.head(decoder.norm(x)).unflatten(0, size[0][:2])[:, decoder.prefix :]
 
 
 @pytest.mark.parametrize("class_token", [True, False])

@@ -12,7 +12,8 @@ from torch import nn
 from prevox.config.models import ViTConfig
 from prevox.errors import ConfigError
 from prevox.models.positions import sincos
-from prevox.models.vit import Block, ViT, checkpoint_activations, gather_tokens, patchify, unpatchify, vit_settings
+from prevox.models.transformer import EVERY, Block, Rows, checkpoint_activations, run_blocks
+from prevox.models.vit import ViT, gather_tokens, patchify, unpatchify, vit_settings
 
 pytestmark = pytest.mark.unit
 
@@ -140,20 +141,61 @@ def test_block_equals_attention_written_out() -> None:
     hidden = torch.from_numpy(linear(norm(v, block.norm2), block.expand))
     hidden = (hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))).numpy()
     v = v + linear(hidden, block.contract)
-    np.testing.assert_allclose(block(x).detach().numpy(), v, atol=1e-12)
+    got = block(x.flatten(0, 1), [Rows(2, 5)]).unflatten(0, (2, 5))
+    np.testing.assert_allclose(got.detach().numpy(), v, atol=1e-12)
 
 
 @pytest.mark.parametrize("asked", [slice(3, None), slice(0, 1)])
 def test_a_block_asked_for_some_tokens_gives_those_of_the_whole_and_their_gradients(asked: slice) -> None:
     torch.manual_seed(0)
     block, x = Block(12, 3).double(), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
-    scale = torch.rand(2, 2, 1, 1, dtype=torch.float64)
+    scale = torch.rand(2, 2, dtype=torch.float64)
     sources = [x, *block.parameters()]
-    whole, part = block(x, scale)[:, asked], block(x, scale, asked)
+    whole, part = (block(x.flatten(0, 1), [Rows(2, 5, which)], scale).unflatten(0, (2, -1)) for which in (EVERY, asked))
+    whole = whole[:, asked]
     torch.testing.assert_close(part, whole, atol=1e-12, rtol=0)
     weight = torch.randn_like(whole)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), sources) for y in (whole, part)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def sizes_and_blocks() -> tuple[list[torch.Tensor], list[Block]]:
+    torch.manual_seed(0)
+    parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 12), (3, 4, 12))]
+    return parts, [Block(12, 3).double() for _ in range(2)]
+
+
+@pytest.mark.parametrize("asked", [[EVERY, EVERY], [slice(0, 1), slice(2, None)], [slice(3, None), EVERY]])
+def test_views_of_several_sizes_packed_equal_each_size_by_itself_and_so_do_gradients(asked: list[slice]) -> None:
+    parts, blocks = sizes_and_blocks()
+    scales = [[torch.rand(2, len(part), dtype=torch.float64) for _ in blocks] for part in parts]
+    rows: list[int] = []
+    blocks[0].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    packed = run_blocks(blocks, parts, asked, scales)
+    each = zip(parts, asked, scales, strict=True)
+    apart = [run_blocks(blocks, [part], [which], [scale])[0] for part, which, scale in each]
+    assert rows == [2 * 5 + 3 * 4, 2 * 5, 3 * 4]
+    sources = [*parts, *(p for block in blocks for p in block.parameters())]
+    for a, b in zip(packed, apart, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    weights = [torch.randn_like(x) for x in apart]
+    grads = [
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(found, weights, strict=True)), sources)
+        for found in (packed, apart)
+    ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("views", "calls"), [(36, 1), (37, 2)])  # 36 · 4 tokens of 12 values are 12 · 12² weights
+def test_views_are_packed_only_where_a_block_has_more_weights_than_the_tokens_values(views: int, calls: int) -> None:
+    _, blocks = sizes_and_blocks()
+    rows: list[int] = []
+    blocks[0].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    parts = [torch.randn(views - 1, 4, 12, dtype=torch.float64), torch.randn(1, 4, 12, dtype=torch.float64)]
+    found = run_blocks(blocks, parts, [EVERY, EVERY], [[None, None]] * 2)
+    assert len(rows) == calls
+    assert [x.shape for x in found] == [x.shape for x in parts]
 
 
 def test_initial_weights() -> None:
@@ -222,7 +264,7 @@ def test_maps_are_the_blocks_outputs_without_class_token() -> None:
     for block in vit.blocks:
         block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     first, last = vit.forward_features(x, [0])
-    assert torch.equal(first[1, :, 1, 2, 0], outputs[0][1, 1 + 1 * 6 + 2 * 2 + 0])
+    assert torch.equal(first[1, :, 1, 2, 0], outputs[0][1 * 13 + 1 + 1 * 6 + 2 * 2 + 0])
     assert torch.equal(last.flatten(2).transpose(1, 2), vit(x)[:, 1:])
 
 
@@ -262,8 +304,8 @@ def test_the_class_token_has_no_position() -> None:
     seen: list[torch.Tensor] = []
     vit.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     vit(torch.zeros(1, 1, 8, 6, 8))
-    assert torch.equal(seen[0][0, 0], vit.class_token)
-    assert torch.equal(seen[0][0, 1:], sincos((2, 3, 2), 24))  # a zero image is embedded as the zero bias
+    assert torch.equal(seen[0][0], vit.class_token)
+    assert torch.equal(seen[0][1:], sincos((2, 3, 2), 24))  # a zero image is embedded as the zero bias
 
 
 # positions
@@ -277,7 +319,7 @@ def test_a_larger_view_takes_interpolated_positions() -> None:
     want = nn.functional.interpolate(
         sincos((2, 3, 2), 24).reshape(1, 2, 3, 2, 24).permute(0, 4, 1, 2, 3), size=(4, 3, 3), mode="trilinear"
     )
-    assert torch.equal(seen[0][0], want[0].flatten(1).T)
+    assert torch.equal(seen[0], want[0].flatten(1).T)
 
 
 def test_fixed_positions_become_learnable_and_keep_key_and_values() -> None:
@@ -335,10 +377,10 @@ def test_drop_path_rates_grow_linearly_and_keep_the_expectation() -> None:
 
 def test_a_dropped_sample_passes_through_unchanged() -> None:
     block, x = Block(12, 3), torch.randn(2, 5, 12)
-    scale = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[..., None, None]
-    out = block(x, scale)
-    assert torch.equal(out[0], x[0])
-    assert torch.allclose(out[1], block(x)[1])
+    scale, size = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), [Rows(2, 5)]
+    out = block(x.flatten(0, 1), size, scale)
+    assert torch.equal(out[:5], x[0])
+    assert torch.allclose(out[5:], block(x.flatten(0, 1), size)[5:])
 
 
 def test_layer_indices_and_decay_scales() -> None:

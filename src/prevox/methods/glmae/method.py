@@ -39,8 +39,8 @@ from prevox.methods.glmae.losses import consistency_loss, effective_rank, recons
 from prevox.methods.glmae.teacher import ProjectionHead, Teacher
 from prevox.methods.mae.pictures import reconstruction_picture
 from prevox.methods.mae.target import explained_share, masked_patches, normalise_patches, views_patches
-from prevox.models.mae_decoder import MAEDecoder
-from prevox.models.vit import ViT, vit_settings
+from prevox.models.mae_decoder import MAEDecoder, Tokens
+from prevox.models.vit import Cut, ViT, vit_settings
 from prevox.task import Batch, ModelSpec, Picture, Pretrained, PretrainMethod, StepContext, StepOutput, ViewGroup, Views
 
 KINDS = ("global", "local")
@@ -195,26 +195,21 @@ class GlobalLocalAutoencoder(PretrainMethod):
         self.student_temperature, self.momentum = student_temperature, momentum
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
-        """One step: mask both kinds of views, encode all of one size at once, reconstruct, compare with the teacher."""
+        """One step: mask both kinds of views, encode all at once, reconstruct, compare with the teacher."""
         # a generator for each kind, so that a term switched off leaves the others as they are
         seeds = torch.randint(2**62, (len(KINDS),), generator=ctx.generator).tolist()
         terms: dict[str, Tensor] = {}
         scalars: dict[str, Tensor] = {}
         pictures: dict[str, Picture] = {}
         cuts = {k: self._cut(batch.views[k], seed) for k, seed in zip(KINDS, seeds, strict=True) if k in self.views}
-        class_tokens = {}
-        for kind, cut in cuts.items():
-            if not {f"{kind}_reconstruction", f"{kind}_consistency"} & self.weights.keys():
-                continue  # global views that only the teacher needs
-            tokens_VND = self.encoder.encode(cut.patches_VLP, cut.grid, cut.mask.visible_BK, cut.generator)  # (1)
-            if f"{kind}_consistency" in self.weights:
-                class_tokens[kind] = tokens_VND[:, 0]
-            if f"{kind}_reconstruction" in self.weights:
-                terms[f"{kind}_reconstruction"], scalars[f"explained_{kind}"], picture = self._reconstruct(
-                    cut, tokens_VND, ctx.want_pictures
-                )
-                if picture is not None:
-                    pictures[f"{kind}_reconstruction"] = picture
+        tokens = self._encode(cuts)
+        class_tokens = {kind: x_VND[:, 0] for kind, x_VND in tokens.items() if f"{kind}_consistency" in self.weights}
+        for kind, prediction_VMP in self._decode(cuts, tokens).items():
+            terms[f"{kind}_reconstruction"], scalars[f"explained_{kind}"], picture = self._compare(
+                cuts[kind], prediction_VMP, ctx.want_pictures
+            )
+            if picture is not None:
+                pictures[f"{kind}_reconstruction"] = picture
         if self.teacher is not None:
             consistency, signs = self._consistency(cuts["global"], class_tokens, len(batch.images), ctx)
             terms |= consistency
@@ -230,11 +225,24 @@ class GlobalLocalAutoencoder(PretrainMethod):
         mask = random_token_mask(count, length, self.mask_ratio, generator, patches_VLP.device)
         return _Cut(patches_VLP, valid_VLP, self.encoder.grid_of(views.x_BCDHW), mask, generator)
 
-    def _reconstruct(self, cut: _Cut, tokens_VND: Tensor, draw: bool) -> tuple[Tensor, Tensor, Picture | None]:
-        """Equations 2 and 3 (or 4) for one kind of views: the loss, the explained share, a picture on request."""
-        assert self.decoder is not None
+    def _encode(self, cuts: dict[str, _Cut]) -> dict[str, Tensor]:
+        """Equation 1: tokens of the visible patches by kind, without the global views that only the teacher needs."""
+        kinds = [kind for kind in cuts if {f"{kind}_reconstruction", f"{kind}_consistency"} & self.weights.keys()]
+        chosen = [cuts[kind] for kind in kinds]
+        views = [Cut(cut.patches_VLP, cut.grid, cut.mask.visible_BK, cut.generator) for cut in chosen]
+        return dict(zip(kinds, self.encoder.encode(views), strict=True))
+
+    def _decode(self, cuts: dict[str, _Cut], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Equation 2: predicted patches by kind, where a reconstruction counts."""
+        kinds = [kind for kind in tokens if f"{kind}_reconstruction" in self.weights]
+        if self.decoder is None:
+            return {}
+        parts = [Tokens(tokens[kind], cuts[kind].mask.order_BL, cuts[kind].grid) for kind in kinds]
+        return dict(zip(kinds, self.decoder.decode(parts, self.reconstruct == "all"), strict=True))
+
+    def _compare(self, cut: _Cut, prediction_VMP: Tensor, draw: bool) -> tuple[Tensor, Tensor, Picture | None]:
+        """Equation 3 (or 4) for one kind of views: the loss, the explained share, a picture on request."""
         everywhere = self.reconstruct == "all"
-        prediction_VMP = self.decoder(tokens_VND, cut.mask.order_BL, cut.grid, everywhere)
         if everywhere:
             original_VMP, valid_VMP = cut.patches_VLP, cut.valid_VLP
         else:

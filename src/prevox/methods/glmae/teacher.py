@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prevox.console import warn
 from prevox.methods.glmae.losses import entropy, teacher_distribution
-from prevox.models.vit import ViT
+from prevox.models.vit import Cut, ViT
 
 CONSTANT = 0.02  # share of log K below which kl and information count as nothing
 WATCH_MOMENTUM = 0.9  # of their moving means
@@ -88,7 +88,7 @@ class Teacher(nn.Module):
         Returns:
             Outputs of the head and their distributions, both (B, S, K) float32.
         """
-        class_VD = self.encoder.encode(patches_VLP, grid, asked=slice(0, 1))[:, 0]
+        class_VD = self.encoder.encode([Cut(patches_VLP, grid)], asked=slice(0, 1))[0][:, 0]
         e_BSK = self.head(class_VD).float().unflatten(0, (images, -1))
         return e_BSK, teacher_distribution(e_BSK, self.centre_K if self.centring else None, self.temperature)
 

@@ -30,7 +30,7 @@ from prevox.methods.mae.config import MAEConfig
 from prevox.methods.mae.pictures import reconstruction_picture
 from prevox.methods.mae.target import explained_share, masked_loss, masked_patches, normalise_patches, views_patches
 from prevox.models.mae_decoder import MAEDecoder
-from prevox.models.vit import ViT, vit_settings
+from prevox.models.vit import Cut, ViT, vit_settings
 from prevox.task import Batch, ModelSpec, Pretrained, PretrainMethod, StepContext, StepOutput, ViewGroup
 
 GROUP = "view"
@@ -113,7 +113,7 @@ class MaskedAutoencoder(PretrainMethod):
         batch_size, length, _ = patches_BLP.shape
         mask = random_token_mask(batch_size, length, self.mask_ratio, ctx.generator, patches_BLP.device)
 
-        tokens_BND = encoder.encode(patches_BLP, encoder.grid, mask.visible_BK, ctx.generator)
+        tokens_BND = encoder.encode([Cut(patches_BLP, encoder.grid, mask.visible_BK, ctx.generator)])[0]
         prediction_BMP = self.decoder(tokens_BND, mask.order_BL)
 
         original_BMP, valid_BMP = masked_patches(patches_BLP, valid_BLP, mask.masked_BM)

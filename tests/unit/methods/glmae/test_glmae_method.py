@@ -16,6 +16,7 @@ from prevox.masking.tokens import kept_tokens, random_token_mask
 from prevox.methods.glmae.config import GLMAEConfig
 from prevox.methods.glmae.method import build
 from prevox.models.positions import interpolate
+from prevox.models.transformer import Rows
 from prevox.models.vit import patchify
 
 pytestmark = pytest.mark.unit
@@ -74,18 +75,17 @@ def test_positions_of_global_views_are_interpolated() -> None:
     torch.testing.assert_close(embedded, interpolate(method.encoder.positions, (2, 3), (6, 4)))
 
 
-def test_all_views_of_a_size_go_through_in_one_call() -> None:
+def test_views_of_both_kinds_go_through_the_student_in_one_call() -> None:
     method = tiny()
-    calls: list[tuple[str, int]] = []
+    calls: list[tuple[str, list[Rows]]] = []
     assert method.teacher is not None
     for name, module in (("student", method.encoder.blocks[0]), ("teacher", method.teacher.encoder.blocks[0])):
-        module.register_forward_hook(lambda _, args, __, name=name: calls.append((name, args[0].shape[:2])))
+        module.register_forward_hook(lambda _, args, __, name=name: calls.append((name, args[1])))
     step(method)
     visible = 1 + kept_tokens(24, 0.6), 1 + kept_tokens(6, 0.6)
     assert calls == [
-        ("student", (IMAGES * 2, visible[0])),
-        ("student", (IMAGES * 3, visible[1])),
-        ("teacher", (IMAGES * 2, 25)),
+        ("student", [Rows(IMAGES * 2, visible[0]), Rows(IMAGES * 3, visible[1])]),
+        ("teacher", [Rows(IMAGES * 2, 25, slice(0, 1))]),
     ]
 
 

@@ -149,11 +149,11 @@ def test_the_teacher_computes_nothing_that_the_class_token_does_not_need() -> No
     """In its last block the class token asks, and goes through norm and perceptron, alone."""
     method, seen = tiny(), []
     assert method.teacher is not None
-    method.teacher.encoder.blocks[-1].expand.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
+    method.teacher.encoder.blocks[-1].expand.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     batch = make_batch(method.views)
     patches_VLP = patchify(batch.views["global"].x_BCDHW, (4, 4))
     e_BSK, _ = method.teacher(patches_VLP, (6, 4), IMAGES)
-    assert seen == [1]
+    assert seen == [IMAGES * 2]
     whole = method.teacher.head(method.teacher.encoder(batch.views["global"].x_BCDHW)[:, 0])
     torch.testing.assert_close(e_BSK.flatten(0, 1), whole, rtol=1e-4, atol=1e-4)
 
