@@ -81,6 +81,8 @@ for line in sys.stdin:
             found = preprocessor.run_case(files["images"], files["label"], manager, settings, dataset)
             back = [0, *(axis + 1 for axis in manager.transpose_backward)]
             np.savez(out / f"{case}.npz", *(np.asarray(array).transpose(back) for array in found[:2]))
+    for old in [*out.glob("*.b2nd"), *out.glob("*.pkl")]:
+        old.unlink()
     began = time.perf_counter()
     for case, files in cases.items():
         preprocessor.run_case_save(str(out / case), files["images"], files["label"], manager, settings, dataset)
@@ -133,7 +135,7 @@ def write_scans(raw: Path, count: int, shape: tuple[int, int, int]) -> None:
         nib.save(nib.Nifti1Image(hu.T, affine), raw / "imagesTr" / f"scan{n}_0000.nii.gz")
         nib.save(nib.Nifti1Image(label.T, affine), raw / "labelsTr" / f"scan{n}.nii.gz")
     labels = {"background": 0, "lung": 1, "bone": 2}
-    told = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
+    told = {"channel_names": {"0": "zscore"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(told))
 
 
@@ -148,9 +150,8 @@ def agreement(raw: Path, store: Store, dumped: Path) -> dict[str, Any]:
         theirs, label = (
             reorient(array.transpose(0, 3, 2, 1), source.affine, *axes)[0][0] for array in (theirs_CZYX, label_CZYX)
         )
-        whole = tuple((0, n) for n in store.levels_shape(image)) if hasattr(store, "levels_shape") else None
-        shape = tuple(int(n) for n in store.index.loc[image, "shape"])
-        box = whole or tuple((0, n) for n in shape)
+        shape = store.shape(image)
+        box = tuple((0, n) for n in shape)
         if shape != theirs.shape:
             continue
         same += 1
