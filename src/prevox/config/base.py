@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prevox.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# a folder or a URL; a Path would make one slash of a URL's two
+StorePlace = Annotated[str, Field(min_length=1), BeforeValidator(lambda at: str(at) if isinstance(at, Path) else at)]
 RECIPES = Path(__file__).parent / "recipes"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from prevox.config.base import Config
+from prevox.config.base import Config, StorePlace
 from prevox.config.data import NormaliseConfig, SplitConfig, ViewsConfig
 from prevox.config.models import UNETRConfig
 from prevox.config.train import OptimConfig, ProbeConfig, ScheduleConfig, TrainConfig
@@ -31,8 +31,8 @@ Metric = Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "le
 class RunConfig(Config):
     """What pre-training and fine-tuning share."""
 
-    store: Path
-    """Store written by `prevox prepare`."""
+    store: StorePlace
+    """Store written by `prevox prepare`: its folder, or the URL of a copy (s3://, gs://, http://, https://)."""
     out: Path
     """Run folder to write."""
     recipe: str | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from tyro.conf import Positional
 
-from prevox.config.base import Config
+from prevox.config.base import Config, StorePlace
 
 
 class DemoConfig(Config):
@@ -54,7 +54,7 @@ class DoctorConfig(Config):
 
     folder: Path = Path()
     """Folder whose disk is looked at."""
-    store: Path | None = None
+    store: StorePlace | None = None
     """Also look at this store."""
     run: Path | None = None
     """Also look at this run folder."""

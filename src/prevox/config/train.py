@@ -1,11 +1,10 @@
 """Settings of the training engine, shared by pre-training and fine-tuning."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from prevox.config.base import Config
+from prevox.config.base import Config, StorePlace
 
 
 class OptimConfig(Config):
@@ -84,7 +83,7 @@ class ProbeConfig(Config):
     Off unless a store is named; the training is the same with and without it.
     """
 
-    store: Path | None = None
+    store: StorePlace | None = None
     """Labelled store, prepared like the training's, or that itself. Subjects that --split holds out are not used."""
     every: Annotated[int, Field(ge=1)] = 200
     """Steps between two probes; the untrained and the final network are always probed."""

@@ -26,6 +26,7 @@ from prevox.data.pack import Packer, packed_images, remove_replaced_packs, updat
 from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Failure, run_cases
 from prevox.data.store import image_folder, read_info
+from prevox.data.store_files import StoreFiles
 from prevox.data.temporary import remove_stale, temporary_path
 from prevox.errors import ConfigError, PrevoxError, RunError
 
@@ -189,7 +190,7 @@ def _open_folder(config: PrepareConfig, settings: PrepareSettings, user_settings
 
     out = config.out
     if (out / "store.json").is_file():
-        old, new = PrepareSettings.from_info(read_info(out)).plain(), settings.plain()
+        old, new = PrepareSettings.from_info(read_info(StoreFiles(out))).plain(), settings.plain()
         for key, value in new.items():
             if old[key] != value:
                 raise ConfigError(

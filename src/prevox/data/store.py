@@ -17,12 +17,14 @@ stands in the group's own attribute "prevox". Groups are written by `prevox.data
 import difflib
 import functools
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorstore as ts
 
+from prevox.data.store_files import CONTEXT, StoreFiles
 from prevox.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Store:
     """A prepared store, opened for reading. Reads are asynchronous: many may be in flight, none needs a process.
 
     Args:
-        path: Folder written by `prevox prepare`.
+        path: Folder written by `prevox prepare`, or the URL of a copy of it on object storage (`data.store_files`).
 
     Attributes:
         index: One row per image, indexed by image id.
@@ -53,10 +55,11 @@ class Store:
     def __init__(self, path: Path | str):
         import pandas as pd
 
-        self.path = Path(path)
-        self.info: dict[str, Any] = read_info(self.path)
-        index_file = self.path / "index.parquet"
-        if not index_file.is_file():
+        self._files = StoreFiles(path)
+        self.path = self._files.place
+        self.info: dict[str, Any] = read_info(self._files)
+        index = self._files.read("index.parquet")
+        if index is None:
             raise DataError(
                 self.path,
                 found="a store without index.parquet",
@@ -64,22 +67,24 @@ class Store:
                 remedy="`prevox prepare` was killed, or no image could be prepared (failures.csv): run it again.",
             )
         try:
-            self.index: pd.DataFrame = pd.read_parquet(index_file).set_index("image")
+            self.index: pd.DataFrame = pd.read_parquet(BytesIO(index)).set_index("image")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                index_file,
+                self._files.name("index.parquet"),
                 found=f"no index of a store ({' '.join(str(error).split())[:200]})",
                 expected="the Parquet file that `prevox prepare` wrote",
                 remedy="Run `prevox prepare` again: it writes the index anew and keeps the images.",
             ) from None
         self._check_images()
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}, **CONTEXT})
         self._array = functools.lru_cache(_OPEN_ARRAYS)(self._open)
-        self._pack_array = functools.lru_cache(_OPEN_ARRAYS)(self._open_folder)
+        self._pack_array = functools.lru_cache(_OPEN_ARRAYS)(self._open_array)
         self._pack_foreground = functools.lru_cache(_OPEN_PACKS)(self._open_foreground)
         self._levels: dict[str, list[tuple[int, int, int]]] = {}
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:  # handles stay behind; the other process opens its own
+    def __reduce__(
+        self,
+    ) -> tuple[type["Store"], tuple[Path | str]]:  # handles stay behind; the other process opens its own
         return Store, (self.path,)
 
     def read(self, image: str, level: int, box: Box) -> "ts.Future[np.ndarray]":
@@ -126,8 +131,8 @@ class Store:
         if place is not None:
             rows, starts = self._pack_foreground(place[0])
             return np.array(rows[starts[place[1]] : starts[place[1] + 1], 1:])
-        file = image_folder(self.path, image) / "foreground.npy"
-        return _load_rows(file) if file.is_file() else np.zeros((0, 4), np.int32)
+        found = self._files.load_rows(f"{self._group(image)}/foreground.npy")
+        return np.zeros((0, 4), np.int32) if found is None else found
 
     def row(self, image: str) -> "pd.Series[Any]":
         """The image's row of the index.
@@ -200,45 +205,41 @@ class Store:
         pack = row.get("pack")  # stores of earlier versions have no such column
         return (pack, int(row["pack_position"])) if isinstance(pack, str) else None
 
-    def folder(self, image: str) -> Path:
-        """Folder of the image's group, or of the pack that holds it."""
+    def folder(self, image: str) -> Path | str:
+        """Folder (or URL) of the image's group, or of the pack that holds it."""
+        return self._files.name(self._group(image))
+
+    def _group(self, image: str) -> str:
         place = self._place(image)
-        return image_folder(self.path, image) if place is None else pack_folder(self.path, place[0])
+        return f"images/{image}.zarr" if place is None else f"packs/{place[0]}.zarr"
 
     def _open(self, image: str, array: str) -> "ts.TensorStore":
         """(C, z, y, x), or (z, y, x) for labels."""
-        place = self._place(image)
+        place, group = self._place(image), self._group(image)
         level, is_label = int(array.rpartition("/")[2]), array.startswith("labels/")
-        folder = self.folder(image)
         no_label = is_label and not self.has_label(image)
-        if no_label or level >= len(self.levels(image)) or not (folder / array / "zarr.json").is_file():
+        if no_label or level >= len(self.levels(image)) or not self._files.has(f"{group}/{array}/zarr.json"):
             raise DataError(
-                folder,
+                self._files.name(group),
                 found=f"no array '{array}' of {image}",
                 expected=f"{'labels' if is_label else 'voxels'} with {len(self.levels(image))} levels",
                 remedy="The image was prepared without a label."
                 if no_label
                 else "If the level should be there, remove the folder and run `prevox prepare`.",
             )
-        if array == "0" and not (folder / "0/c/0/0/0/0").is_file() and self._has_contrast(image):
-            raise unreadable_voxels(folder, "the file of voxels is missing")  # would be read as zeros
+        if array == "0" and not self._files.has(f"{group}/0/c/0/0/0/0") and self._has_contrast(image):
+            raise unreadable_voxels(self._files.name(group), "the file of voxels is missing")  # would be read as zeros
         if place is None:
-            return self._open_folder(folder / array)
-        stack = self._pack_array(folder / array)
+            return self._open_array(f"{group}/{array}")
+        stack = self._pack_array(f"{group}/{array}")
         _, y, x = (-(-size // f) for size, f in zip(self.row(image)["shape"], self.levels(image)[level], strict=True))
         return stack[place[1], ts.newaxis, :y, :x] if is_label else stack[place[1], :, ts.newaxis, :y, :x]
 
-    def _open_folder(self, folder: Path) -> "ts.TensorStore":
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
-        # nobody writes to a group once it has its name, so what was read once need not be checked again
+    def _open_array(self, name: str) -> "ts.TensorStore":
         try:
-            return ts.open(
-                {**spec, "recheck_cached_metadata": False, "recheck_cached_data": False},
-                read=True,
-                context=self._context,
-            ).result()
+            return self._files.open_array(name, self._context)
         except ValueError as error:
-            raise unreadable_voxels(folder, error) from None
+            raise unreadable_voxels(self._files.name(name), error) from None
 
     def _has_contrast(self, image: str) -> bool:
         """Whether some stored voxel is not 0; an array of zeros has no file."""
@@ -246,18 +247,21 @@ class Store:
 
     def _open_foreground(self, pack: str) -> tuple[np.ndarray, np.ndarray]:
         """A pack's foreground rows, mapped, and where those of each image start."""
-        file = pack_folder(self.path, pack) / "foreground.npy"
+        found = self._files.load_rows(f"packs/{pack}.zarr/foreground.npy", mapped=True)
         count = int(self.index.loc[self.index["pack"] == pack, "pack_position"].max()) + 1
-        rows = _load_rows(file, mapped=True) if file.is_file() else np.zeros((0, 5), np.int32)
+        rows = np.zeros((0, 5), np.int32) if found is None else found
         return rows, np.searchsorted(rows[:, 0], np.arange(count + 1))
 
     def _check_images(self) -> None:
         """Check that the folder of every image is there, by two listings for all of them."""
-        parts = [self.path / part for part in ("images", "packs")]
+        root = self._files.folder
+        if root is None:
+            return
+        parts = [root / part for part in ("images", "packs")]
         present = {entry for part in parts if part.is_dir() for entry in part.iterdir()}
         packs = self.index.get("pack", [None] * len(self.index))
         folders = {
-            image: pack_folder(self.path, pack) if isinstance(pack, str) else image_folder(self.path, image)
+            image: pack_folder(root, pack) if isinstance(pack, str) else image_folder(root, image)
             for image, pack in zip(self.index.index, packs, strict=True)
         }
         missing = [image for image, folder in folders.items() if folder not in present]
@@ -270,7 +274,7 @@ class Store:
             )
 
 
-def unreadable_voxels(folder: Path, reason: object) -> DataError:
+def unreadable_voxels(folder: Path | str, reason: object) -> DataError:
     """The error for a damaged image or pack: a copy that was cut short, a disk that fails, a lost file."""
     return DataError(
         folder,
@@ -278,20 +282,6 @@ def unreadable_voxels(folder: Path, reason: object) -> DataError:
         expected="the folder as `prevox prepare` wrote it",
         remedy="Remove this folder and run `prevox prepare` again: it writes what is missing.",
     )
-
-
-def _load_rows(file: Path, mapped: bool = False) -> np.ndarray:
-    """An array of numbers; a pickle in its place is refused and not executed."""
-    try:
-        rows: np.ndarray = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(
-            file,
-            found=f"no array of numbers ({' '.join(str(error).split())[:200]})",
-            expected="the file that `prevox prepare` wrote",
-            remedy="Remove the folder it lies in and run `prevox prepare` again: it writes what is missing.",
-        ) from None
-    return rows
 
 
 def image_folder(store: Path, image: str) -> Path:
@@ -304,23 +294,27 @@ def pack_folder(store: Path, pack: str) -> Path:
     return store / "packs" / f"{pack}.zarr"
 
 
-def read_info(path: Path) -> dict[str, Any]:
+def read_info(files: StoreFiles) -> dict[str, Any]:
     """Read store.json.
 
     Raises:
-        DataError: If the folder is not a store, or was written by an older or a newer Prevox.
+        DataError: If the place is not a store, or was written by an older or a newer Prevox.
     """
+    path, folder = files.place, files.folder
     remedy = "Give the folder that `prevox prepare --out` wrote."
-    if not path.is_dir():
-        found = "a file" if path.is_file() else "no such folder"
+    if folder is not None and not folder.is_dir():
+        found = "a file" if folder.is_file() else "no such folder"
         raise DataError(path, found=found, expected="a store", remedy=remedy)
+    content = files.read("store.json")
+    if content is None:
+        raise DataError(path, found="a folder without store.json", expected="a store", remedy=remedy)
     try:
-        info = json.loads((path / "store.json").read_text())
+        info = json.loads(content)
         schema = int(info["schema"])
-    except FileNotFoundError:
-        raise DataError(path, found="a folder without store.json", expected="a store", remedy=remedy) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(path / "store.json", found=f"{error}", expected="the JSON of a store", remedy=remedy) from None
+        raise DataError(
+            files.name("store.json"), found=f"{error}", expected="the JSON of a store", remedy=remedy
+        ) from None
     if schema != SCHEMA:
         raise DataError(
             path,

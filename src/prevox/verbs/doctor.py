@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,12 +104,13 @@ def doctor(config: DoctorConfig) -> DoctorResult:
     if complete:
         found.facts["device"] = _device(found.problems)
     found.facts["environment"] = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    for name, path, look in (("store", config.store, _store), ("run", config.run, _run)):
-        if path is not None and complete:
-            try:
-                found.facts[name] = look(path)
-            except PrevoxError as error:
-                found.problems.append(Problem(str(error), stops=True))
+    looks = [("store", partial(_store, config.store))] if config.store is not None else []
+    looks += [("run", partial(_run, config.run))] if config.run is not None else []
+    for name, look in looks if complete else []:
+        try:
+            found.facts[name] = look()
+        except PrevoxError as error:
+            found.problems.append(Problem(str(error), stops=True))
     _show(found)
     if config.out is not None:
         _write(found, config.out)
@@ -234,14 +236,16 @@ def _device(problems: list[Problem]) -> Facts:
     return facts
 
 
-def _store(path: Path) -> Facts:
+def _store(place: str) -> Facts:
     from prevox.data.store import Store
+    from prevox.data.store_files import StoreFiles
 
-    store = Store(path)
-    failed = path / "failures.csv"
-    lines = len(failed.read_text().splitlines()) - 1 if failed.is_file() else 0
+    store = Store(place)
+    files = StoreFiles(place)
+    failed = files.read("failures.csv")
+    lines = 0 if failed is None else len(failed.decode().splitlines()) - 1
     return {
-        "path": str(path.resolve()),
+        "path": str(files.folder.resolve() if files.folder else files.place),
         "schema": str(store.info["schema"]),
         "images": f"{len(store.index)} of {store.index['subject'].nunique()} subjects, {lines} left out",
         "channels": str(store.info["channels"]),

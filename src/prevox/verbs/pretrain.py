@@ -1,7 +1,5 @@
 """`prevox pretrain`: a method, a backbone and a store become a run."""
 
-from pathlib import Path
-
 import torch
 
 from prevox.config.runs import PretrainConfig
@@ -95,7 +93,7 @@ def build_probe(config: PretrainConfig, trained: Store) -> Probe | None:
     return probe
 
 
-def check_dimensions(store: Store, images: list[str], size: tuple[int, ...], where: Path) -> None:
+def check_dimensions(store: Store, images: list[str], size: tuple[int, ...], where: str) -> None:
     """Refuse three-dimensional views of images that are single slices."""
     flat = [image for image in images if store.shape(image)[0] == 1]
     if len(size) == 3 and flat and size[0] > 1:

@@ -1,0 +1,127 @@
+"""The files of a store: in a folder, or behind a URL that tensorstore reads (s3://, gs://, http://, https://).
+
+For reading only. `prepare` writes to folders, where a rename makes an image visible whole; a finished store is copied
+to object storage as it is.
+"""
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from prevox.errors import DataError
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "8s"}  # half a minute; tensorstore's own is many
+CONTEXT = {f"{kind}_request_retries": _RETRIES for kind in ("http", "s3", "gcs")}  # of tensorstore
+
+
+class StoreFiles:
+    """Reads a store's files by their names relative to the store, with forward slashes.
+
+    Args:
+        place: Folder or URL.
+
+    Attributes:
+        place: The folder, or the URL without a slash at its end.
+
+    Raises:
+        DataError: If a URL is of a kind that tensorstore does not read.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        self.place: Path | str = Path(place)
+        self._remote: ts.KvStore | None = None
+        if isinstance(place, str) and _URL.match(place):
+            self.place = place.rstrip("/")
+            try:
+                self._remote = ts.KvStore.open(f"{self.place}/", context=ts.Context(CONTEXT)).result()
+            except ValueError as error:
+                raise self._unreachable(error) from None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder; None behind a URL, where names cannot be listed cheaply."""
+        return None if self._remote is not None else Path(self.place)
+
+    def name(self, name: str) -> Path | str:
+        """A file or folder, for messages."""
+        return f"{self.place}/{name}" if isinstance(self.place, str) else self.place / name
+
+    def read(self, name: str) -> bytes | None:
+        """Contents of a file; None if there is no such file.
+
+        Raises:
+            DataError: If the URL does not answer.
+        """
+        if self._remote is None:
+            try:
+                return (Path(self.place) / name).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        try:
+            found = self._remote.read(name).result()
+        except ValueError as error:
+            raise self._unreachable(error) from None
+        return None if found.state == "missing" else found.value
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            DataError: If the URL does not answer.
+        """
+        if self._remote is None:
+            return (Path(self.place) / name).is_file()
+        try:  # one byte says it
+            return self._remote.read(name, byte_range=slice(0, 1)).result().state != "missing"
+        except ValueError as error:
+            raise self._unreachable(error) from None
+
+    def open_array(self, name: str, context: ts.Context) -> ts.TensorStore:
+        """Open a Zarr array for reading.
+
+        Raises:
+            ValueError: If there is none, or it is damaged (what tensorstore raises).
+        """
+        if self._remote is None:
+            where: object = {"driver": "file", "path": str(self.name(name))}
+        else:
+            where = (self._remote / f"{name}/").spec().to_json()
+        # nobody writes to a group once it has its name, so what was read once need not be checked again
+        spec = {"driver": "zarr3", "kvstore": where, "recheck_cached_metadata": False, "recheck_cached_data": False}
+        return ts.open(spec, read=True, context=context).result()
+
+    def load_rows(self, name: str, mapped: bool = False) -> np.ndarray | None:
+        """An array of numbers (.npy), None if there is no such file; a pickle in its place is not executed.
+
+        Args:
+            name: Of the file.
+            mapped: Read what is used of it only, where it lies in a folder.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
+        if not self.has(name):
+            return None
+        file = self.name(name) if self._remote is None else BytesIO(self.read(name) or b"")
+        try:
+            rows: np.ndarray = np.load(file, mmap_mode="r" if mapped and not self._remote else None, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(
+                self.name(name),
+                found=f"no array of numbers ({' '.join(str(error).split())[:200]})",
+                expected="the file that `prevox prepare` wrote",
+                remedy="Remove the folder it lies in and run `prevox prepare` again: it writes what is missing.",
+            ) from None
+        return rows
+
+    def _unreachable(self, error: ValueError) -> DataError:
+        return DataError(
+            self.place,
+            found=f"no answer ({' '.join(str(error).split())[:300]})",
+            expected="a store behind s3://, gs://, http:// or https://",
+            remedy="Check address and credentials; for S3 they are those of the AWS tools, for GCS the default ones.",
+        )
