@@ -23,6 +23,7 @@ __all__ = [
     "read_header",
     "read_image",
     "stem_of",
+    "stored_size",
     "suffix_of",
     "write_image",
     "write_mask",
@@ -84,6 +85,14 @@ def read_image(path: Path) -> Image:
     """
     image: Image = _reader(path).read_image(path)
     return image
+
+
+def stored_size(path: Path) -> int:
+    """Bytes that an image takes on disk; of a DICOM series, those of its files."""
+    if suffix_of(path) == SERIES:
+        size: int = _module(SERIES).stored_size(path)
+        return size
+    return path.stat().st_size
 
 
 def write_mask(path: Path, array_IJK: np.ndarray, like: Header) -> None:

@@ -72,18 +72,23 @@ def read_image(path: Path) -> Image:
     return Image(array_IJK[None], replace(header, dtype=array_IJK.dtype.name))
 
 
-def _slices(path: Path) -> tuple[list[Slice], Tilt]:
-    """The slices that the list names, and what becomes of a tilt.
+def stored_size(path: Path) -> int:
+    """Bytes of the files that the list names."""
+    return sum(file.stat().st_size for file, _ in _listed(path)[0])
+
+
+def _listed(path: Path) -> tuple[Files, Tilt]:
+    """The files of an image and their frames, and what becomes of a tilt.
 
     Raises:
-        DataError: If the list makes no sense, or a file is no image or has a problem of its own.
+        DataError: If the list makes no sense.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["prevox_series"] != SCHEMA:
             raise ValueError
-        folder, tilt = Path(content["folder"]), content["tilt"]
-        files = [(folder / name, frames) for name, frames in content["files"]]
+        folder = Path(content["folder"])
+        return [(folder / name, frames) for name, frames in content["files"]], content["tilt"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             path,
@@ -91,6 +96,15 @@ def _slices(path: Path) -> tuple[list[Slice], Tilt]:
             expected="a list as `prevox catalogue` writes it",
             remedy="Run `prevox catalogue` again.",
         ) from None
+
+
+def _slices(path: Path) -> tuple[list[Slice], Tilt]:
+    """The slices that the list names, and what becomes of a tilt.
+
+    Raises:
+        DataError: If a file is no image or has a problem of its own.
+    """
+    files, tilt = _listed(path)
     slices: list[Slice] = []
     problems: Counter[str] = Counter()
     for file, frames in files:
