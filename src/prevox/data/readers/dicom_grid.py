@@ -17,7 +17,10 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANGLE = 1e-3  # by which numbers of two orientations may differ
 _SIZE = 1e-3  # by which two spacings may differ, as a share
 _PLACE = 0.01  # mm; positions that are closer are one place
-_OFF_GRID = 0.1  # of a slice distance, by which a slice may lie off its place on the regular grid
+# by which a slice may lie off its place on the regular grid: positions may be rounded to 0.1 mm, while one missing of
+# three slices puts the middle one off by half of a distance
+_ROUNDED = 0.1  # mm, but not more than
+_OFF_GRID = 0.3  # of a slice distance
 _TILT = 0.01  # sine of the angle between the stack's direction and the slices' normal, 0.6 degrees
 
 
@@ -172,7 +175,7 @@ def _step(positions: np.ndarray, places: np.ndarray) -> np.ndarray:
             "Export phases, echoes or reconstructions as series of their own.",
         )
     regular = np.linspace(positions[0], positions[-1], count)
-    if np.linalg.norm(positions - regular, axis=1).max() > _OFF_GRID * usual:
+    if np.linalg.norm(positions - regular, axis=1).max() > min(max(_ROUNDED, 0.1 * usual), _OFF_GRID * usual):
         widest = int(gaps.argmax())
         if gaps[widest] > 1.5 * usual:
             raise NoVolume(
