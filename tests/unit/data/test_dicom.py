@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.dataset import FileDataset
 from pydicom.uid import RLELossless
 from scipy.spatial.transform import Rotation
 from tests.unit.data.dicom_files import (
@@ -322,6 +324,52 @@ def test_an_instance_counts_once_and_a_sound_copy_wins(tmp_path):
         (tmp_path / "in" / "a" / path.name).write_bytes(data[: head_size(path)] if path == paths[1] else data)
     (image,) = images(tmp_path / "in")
     np.testing.assert_array_equal(image.array_CIJK[0].transpose(1, 0, 2), noise(6, 5, 4))
+
+
+def test_what_anonymisers_make_equal_is_not_mixed(tmp_path):
+    volumes = [noise(6, 5, 4, seed) for seed in range(2)]
+    for number, voxels in enumerate(volumes):  # one series and one instance for all patients
+        write_slices(tmp_path / "in", voxels, prefix=f"{number}-", PatientID=f"{number}", SOPInstanceUID="1.2.3.9")
+    found = [image.array_CIJK[0].transpose(1, 0, 2) for image in images(tmp_path / "in")]
+    np.testing.assert_array_equal(found, volumes)
+
+
+def enhanced(volumes: list[np.ndarray], frames: int | None = None) -> FileDataset:
+    """Time points of one volume (rows, columns, slices) in one file, slice by slice; values are doubled, plus 5."""
+    stored = [np.ascontiguousarray(v[:, :, k]) for k in range(volumes[0].shape[2]) for v in volumes]
+    groups = []
+    for number in range(len(stored)):
+        k, time = divmod(number, len(volumes))
+        content, position, group = Dataset(), Dataset(), Dataset()
+        content.DimensionIndexValues, content.TemporalPositionIndex = [k + 1, time + 1], time + 1
+        position.ImagePositionPatient = [0, 0, -4.0 * k]
+        group.FrameContentSequence, group.PlanePositionSequence = [content], [position]
+        groups.append(group)
+    measures, orientation, values, shared = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [2.0, 1.5], 9.0
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    values.RescaleSlope, values.RescaleIntercept = 2, 5
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [values]
+    none = {"PixelSpacing": None, "ImagePositionPatient": None, "ImageOrientationPatient": None, "SliceThickness": None}
+    made = dataset(stored[0], "1.2.840.10008.5.1.4.1.1.4.1", NumberOfFrames=frames or len(stored), **none)
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], groups
+    made.PixelData = np.stack(stored).tobytes()
+    return made
+
+
+def test_time_points_of_an_enhanced_object_become_images(tmp_path):
+    volumes = [noise(6, 5, 4, seed) for seed in range(3)]
+    save(tmp_path / "in" / "a", enhanced(volumes))
+    found = images(tmp_path / "in")
+    for image, voxels in zip(found, volumes, strict=True):  # the last slice of the file is the lowest
+        np.testing.assert_array_equal(image.array_CIJK[0].transpose(1, 0, 2), 2.0 * voxels[:, :, ::-1] + 5)
+        np.testing.assert_allclose(image.header.affine, [[-1.5, 0, 0, 0], [0, -2, 0, 0], [0, 0, 4, -12], [0, 0, 0, 1]])
+
+
+def test_an_enhanced_object_that_describes_other_frames_is_broken(tmp_path):
+    save(tmp_path / "in" / "a", enhanced([noise(6, 5, 4)], frames=7))
+    assert "broken DICOM" in reason(tmp_path / "in")
 
 
 def test_many_files_are_read_by_processes(tmp_path, monkeypatch):

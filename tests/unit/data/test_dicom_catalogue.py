@@ -48,7 +48,7 @@ def test_a_tree_becomes_rows_under_hashed_ids(tmp_path, capsys):
     result = run(tmp_path, tree(tmp_path / "export"))
     table, printed = read_catalogue(result.path), capsys.readouterr().out
     # 9 + 9 + 9 + 8 slices and the broken file, which counts as a series
-    assert "36 with images of 5 series: 5 images; no images: 1 × RT Plan; 1 files are no DICOM" in printed
+    assert "36 of 38 files are images, of 5 series in 5 parts; no images: 1 × RT Plan; no DICOM: 1" in printed
     assert (len(table), result.exit_code) == (3, 1)
     assert table["subject"].nunique() == 2
     assert table["session"].nunique() == 3

@@ -66,11 +66,13 @@ def recognise(root: Path, source: DicomSource) -> list[Entry]:
     single = _without_copies(images)
     source.met += skipped
     entries = _entries(root, single, source) if single else []
-    said = [f"{len(files)} files, {len(images)} with images of {len(_by_series(single))} series: {len(entries)} images"]
-    said += [f"{len(images) - len(single)} copies of others left out"] if len(images) > len(single) else []
+    copies, others = len(images) - len(single), len(files) - len(instances)
+    said = [
+        f"{len(images)} of {len(files)} files are images, of {len(_by_series(single))} series in {len(entries)} parts"
+    ]
+    said += [f"{copies} of them copies"] if copies else []
     said += ["no images: " + ", ".join(f"{n} × {kind}" for kind, n in sorted(skipped.items()))] if skipped else []
-    others = len(files) - len(instances)
-    said += [f"{others} files are no DICOM"] if others else []
+    said += [f"no DICOM: {others}"] if others else []
     console.print(escape(f"DICOM: {'; '.join(said)}"), soft_wrap=True)
     return entries
 
@@ -99,22 +101,35 @@ def _read(files: Iterable[Path]) -> list[Instance | None]:
 
 
 def _without_copies(instances: Iterable[Instance]) -> list[Instance]:
-    """One file for each SOP instance, a sound one if there is any."""
-    chosen: dict[str, Instance] = {}
+    """One file for each instance, a sound one if there is any.
+
+    Files are copies if they lie at one place as well: some anonymisers give all files one SOPInstanceUID.
+    """
+    same: dict[tuple[str, ...], list[Instance]] = {}
     for instance in instances:
-        key = instance.uid or str(instance.path)
-        other = chosen.setdefault(key, instance)
-        if other.problem is not None and instance.problem is None:
-            chosen[key] = instance
-    return sorted(chosen.values(), key=lambda instance: instance.path)
+        key = (*_series_of(instance), instance.uid) if instance.uid else (str(instance.path),)
+        same.setdefault(key, []).append(instance)
+    chosen: list[Instance] = []
+    for group in same.values():
+        sound: dict[tuple[object, ...], Instance] = {}
+        for instance in group:
+            if instance.problem is None:
+                places = tuple((frame.position, frame.marks.get("number")) for frame in instance.frames)
+                sound.setdefault(places, instance)
+        chosen += list(sound.values()) or group[:1]
+    return sorted(chosen, key=lambda instance: instance.path)
 
 
-def _by_series(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
-    """Instances by series; without SeriesInstanceUID, those of one folder are one, and broken files one each."""
-    series: dict[str, list[Instance]] = {}
+def _series_of(instance: Instance) -> tuple[str, str, str]:
+    """Patient, study and series: anonymisers may give several one UID. Without UID, a folder is one, or a broken file."""
+    place = instance.path if instance.problem else instance.path.parent
+    return instance.patient, instance.study, instance.series or str(place)
+
+
+def _by_series(instances: Iterable[Instance]) -> dict[tuple[str, str, str], list[Instance]]:
+    series: dict[tuple[str, str, str], list[Instance]] = {}
     for instance in instances:
-        place = instance.path if instance.problem else instance.path.parent
-        series.setdefault(instance.series or f"{place}", []).append(instance)
+        series.setdefault(_series_of(instance), []).append(instance)
     return series
 
 
@@ -132,8 +147,8 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     try:
         for place in (source.folder, folder):
             place.mkdir(0o700, parents=True, exist_ok=True)
-        for series, members in _by_series(instances).items():
-            found = _images(members)
+        for key, members in _by_series(instances).items():
+            found, series = _images(members), key[-1] if plain else "\0".join(key)
             for number, (files, first) in enumerate(found, 1):
                 image = named("series", series) + (f"-{number}" if len(found) > 1 else "")
                 path = folder / f"{image}{SERIES}"

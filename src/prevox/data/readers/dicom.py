@@ -235,7 +235,7 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
             raise
         except Exception as error:  # decoders have no common base
             spoken = isinstance(error, ValueError | RuntimeError)  # others would repeat paths
-            words = " ".join(str(error).split())[-300:] if spoken else type(error).__name__
+            words = " ".join(str(error).split())[:300] if spoken else type(error).__name__
             raise DataError(
                 path,
                 found=f"pixels that cannot be decoded (slice {frames[0][1] + 1} of {len(slices)}: {words})",
