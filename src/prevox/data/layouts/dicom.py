@@ -121,7 +121,7 @@ def _without_copies(instances: Iterable[Instance]) -> list[Instance]:
 
 
 def _series_of(instance: Instance) -> tuple[str, str, str]:
-    """Patient, study and series: anonymisers may give several one UID. Without UID, a folder is one, or a broken file."""
+    """Patient, study, series: anonymisers give several one UID. Without UID, a folder is a series, or a broken file."""
     place = instance.path if instance.problem else instance.path.parent
     return instance.patient, instance.study, instance.series or str(place)
 

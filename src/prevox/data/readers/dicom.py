@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels import get_decoder, iter_pixels
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEG2000TransferSyntaxes
 from scipy import ndimage
 
 from prevox.data.readers.base import Header, Image, check_affine
@@ -27,6 +27,7 @@ SCHEMA = 1
 Tilt = Literal["refuse", "resample"]
 Files = Sequence[tuple[Path, Sequence[int] | None]]
 
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream and of its size
 _LARGE = 1 << 31  # declared bytes from which the size of the files is looked at
 _COMPRESSED = 1000  # no image is compressed to less than its thousandth
 _ADVICE = {  # beginning of a problem to what can be done
@@ -228,12 +229,13 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
             with open_dicom(file) as opened:
                 dataset = parse(opened)[0] if opened is not None else Dataset()
                 _check_decoder(path, dataset.file_meta.TransferSyntaxUID)
+                _check_codestream(dataset)
                 planes = iter_pixels(dataset, indices=[number for number, _ in frames])
                 for (_, k), plane in zip(frames, planes, strict=True):
                     yield k, plane
-        except DataError:
+        except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:  # decoders have no common base
+        except BaseException as error:  # decoders have no common base; pylibjpeg-rle's panics are no Exceptions
             spoken = isinstance(error, ValueError | RuntimeError)  # others would repeat paths
             words = " ".join(str(error).split())[:300] if spoken else type(error).__name__
             raise DataError(
@@ -266,6 +268,20 @@ def _check_decoder(path: Path, syntax: UID) -> None:
             expected="the plug-ins of pydicom",
             remedy="pip install 'prevox[dicom]'",
         )
+
+
+def _check_codestream(dataset: Dataset) -> None:
+    """Check the size in the first JPEG 2000 code stream, of which the decoder takes memory before it looks at anything.
+
+    Raises:
+        ValueError: If it is not the header's.
+    """
+    data = dataset.get("PixelData", b"")
+    start = data.find(_J2K_SIZE) + len(_J2K_SIZE) + 4  # 2 bytes each: length and capabilities
+    if dataset.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes and start > len(_J2K_SIZE) + 3:
+        right, bottom, left, top = np.frombuffer(data, ">u4", 4, start).tolist()
+        if (right - left, bottom - top) != (dataset.Columns, dataset.Rows):
+            raise ValueError(f"{right - left}×{bottom - top} coded, {dataset.Columns}×{dataset.Rows} in the header")
 
 
 def _margin(count: int, shift_ij: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

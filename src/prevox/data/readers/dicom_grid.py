@@ -89,8 +89,9 @@ def grid_of(slices: Sequence[Slice]) -> StackGrid:
             "the size of a pixel in mm",
             "Nothing is assumed, lest lengths be wrong. Export the series from its source again.",
         )
-    if frame.position is None or frame.orientation is None:
+    if any(other.position is None or other.orientation is None for _, other in slices):
         return _without_place(slices)
+    assert frame.orientation is not None
     row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
     normal = np.cross(row, column)
     positions = np.array([frame.position for _, frame in slices])

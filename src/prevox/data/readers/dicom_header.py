@@ -5,7 +5,7 @@ text are never looked at. Reasons repeat no text of the file.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima")  # of files that must be DICOM; others are
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _IMAGE = " Image Storage"  # part of the names of all classes of images
 _RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")  # modalities whose images are bright where dense
+_VOLUMES = ("CT", "MR", "PT")  # modalities whose images are slices; what has no place elsewhere is a picture
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "ImageType", "Modality"),
@@ -163,6 +164,7 @@ def _described(path: Path, file: BinaryIO) -> Instance:
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if rows < 1 or columns < 1:
         return replace(known, problem="no rows and columns (a broken DICOM file)")
+    frames = tuple(_frames(dataset))
     return replace(
         known,
         rows=rows,
@@ -171,8 +173,8 @@ def _described(path: Path, file: BinaryIO) -> Instance:
         allocated=_whole(dataset, "BitsAllocated"),
         signed=_whole(dataset, "PixelRepresentation") == 1,
         inverted=known.modality in _RADIOGRAPHS and _text(dataset, "PhotometricInterpretation") == "MONOCHROME1",
-        frames=tuple(_frames(dataset)),
-        problem=_problem(dataset),
+        frames=frames,
+        problem=_problem(dataset) or _misplaced(known.modality, frames),
     )
 
 
@@ -192,6 +194,14 @@ def _problem(dataset: Dataset) -> str | None:
     if allocated not in (8, 16, 32) or not 0 <= stored <= allocated:
         return f"values of {stored} bits in {allocated}"
     return None
+
+
+def _misplaced(modality: str, frames: Sequence[Frame]) -> str | None:
+    """Whether planes say only half of where they lie, or nothing where they must."""
+    said = {(frame.position is not None, frame.orientation is not None) for frame in frames}
+    if said == {(True, True)} or (said == {(False, False)} and modality not in _VOLUMES):
+        return None
+    return "no position or no orientation of its slices, or one that makes no sense"
 
 
 def _frames(dataset: Dataset) -> Iterator[Frame]:
