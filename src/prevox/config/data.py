@@ -14,6 +14,9 @@ class DicomConfig(Config):
 
     tilt: Literal["refuse", "resample"] = "refuse"
     """Series with a gantry tilt: leave them out, or move their slices to right angles by linear interpolation."""
+    slices: Annotated[int, Field(ge=1)] = 1
+    """Fewest slices of an image; others are left out. 3 leaves volumes only: networks do not train on stores that hold
+    single slices or radiographs as well."""
     salt: Path | None = None
     """File with the secret that goes into the hashes; one is drawn if it is missing. None: NAME.salt beside --out. The
     same salt gives the same ids."""

@@ -128,6 +128,18 @@ def test_one_file_is_enough_if_it_is_dicom(tmp_path):
         run(tmp_path, tmp_path / "in" / "text")
 
 
+def test_fewer_slices_than_wanted_are_left_out(tmp_path):
+    series(tmp_path / "in", 1)
+    save(tmp_path / "in" / "single", dataset(noise()[:, :, 0], SeriesInstanceUID="1.2.3.9"))
+    save(tmp_path / "in" / "colour", dataset(noise()[:, :, 0], SeriesInstanceUID="1.2.3.8", SamplesPerPixel=3))
+    assert len(run(tmp_path, tmp_path / "in").table) == 2
+    result = run(tmp_path, tmp_path / "in", dicom=DicomConfig(slices=3))
+    assert list(result.table["shape_k"]) == [9]
+    few, colour = sorted((reason for _, reason in result.failures), key=lambda reason: "colour" in reason)
+    assert "found 1 slice; expected at least 3, as --dicom.slices says" in few
+    assert "colour pixels" in colour
+
+
 def nifti(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(noise(seed), np.eye(4)), path)

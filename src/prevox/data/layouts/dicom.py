@@ -21,7 +21,7 @@ from prevox.data.readers import SERIES, suffix_of
 from prevox.data.readers.dicom import Files, write_series
 from prevox.data.readers.dicom_header import Instance, read_instance
 from prevox.data.runner import Failure, run_cases
-from prevox.errors import RunError
+from prevox.errors import DataError, RunError
 
 _AT_ONCE = 200  # files that a process reads at a time
 _FEW = 2000  # files that are read in this process
@@ -165,6 +165,7 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
                     collection=collection,
                     dataset=collection,
                     session=named("study", first.study) if first.study else None,
+                    problem=_too_few(image, files, first, source.config.slices),
                 )
                 entries.append(replace(entry, paths=(path.absolute(),)))
         written = {entry.paths[0].name for entry in entries}
@@ -174,6 +175,16 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     except OSError as error:
         raise RunError(f"{source.folder}: cannot be written ({error.strerror}). Choose another --out.") from None
     return entries
+
+
+def _too_few(image: str, files: Files, first: Instance, least: int) -> DataError | None:
+    """The problem of an image with fewer slices than are wanted; what is no image has a better reason."""
+    count = sum(len(frames or ()) for _, frames in files)
+    if first.problem is not None or count >= least:
+        return None
+    return DataError(
+        image, found=f"{count} slice{'s' * (count > 1)}", expected=f"at least {least}, as --dicom.slices says"
+    )
 
 
 def _images(members: Sequence[Instance]) -> list[tuple[Files, Instance]]:

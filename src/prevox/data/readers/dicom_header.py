@@ -59,7 +59,7 @@ _MARKS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are as many as files
 class Frame:
     """One plane of pixels.
 
@@ -88,7 +88,7 @@ class Frame:
     marks: dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are as many as files
 class Instance:
     """One DICOM file. What it does not say is empty, or 0.
 
