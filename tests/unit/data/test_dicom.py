@@ -24,7 +24,7 @@ from tests.unit.data.dicom_files import (
 from prevox.config.data import DicomConfig
 from prevox.data.layouts import DicomSource, dicom
 from prevox.data.layouts.base import Entry
-from prevox.data.readers import Image, read_header, read_image, stored_size
+from prevox.data.readers import Image, dicom_header, read_header, read_image, stored_size
 from prevox.data.readers import dicom as reader
 from prevox.errors import DataError
 
@@ -417,6 +417,18 @@ def test_a_deflated_bomb_is_refused(tmp_path, monkeypatch):
     assert image.header.shape_ijk == (5, 6, 1)
     monkeypatch.setattr(dicom_file, "_INFLATED", 100)
     assert "broken DICOM" in reason(tmp_path / "in")
+
+
+@pytest.mark.parametrize(("name", "told"), [("a.dcm", True), ("1.2.840.17", True), ("a", True), ("a.txt", False)])
+def test_what_cannot_be_opened_is_told_if_it_may_be_dicom(tmp_path, monkeypatch, name, told):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / name))
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr(dicom_header, "open_dicom", refuse)
+    found = dicom_header.read_instance(tmp_path / name)
+    assert (found is not None) == told
+    assert found is None or found.problem == "a file that cannot be read (Permission denied)"
 
 
 def test_files_that_have_moved_are_told_without_their_path(tmp_path):

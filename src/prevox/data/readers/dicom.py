@@ -74,8 +74,8 @@ def read_image(path: Path) -> Image:
 
 
 def stored_size(path: Path) -> int:
-    """Bytes of the files that the list names."""
-    return sum(file.stat().st_size for file, _ in _listed(path)[0])
+    """Bytes of the files that the list names; those that are gone count nothing."""
+    return sum(file.stat().st_size for file, _ in _listed(path)[0] if file.is_file())
 
 
 def _listed(path: Path) -> tuple[Files, Tilt]:
@@ -109,7 +109,7 @@ def _slices(path: Path) -> tuple[list[Slice], Tilt]:
     slices: list[Slice] = []
     problems: Counter[str] = Counter()
     for file, frames in files:
-        instance = read_instance(file) or Instance(file, problem="a file that is not DICOM any more")
+        instance = read_instance(file) or Instance(file, problem="a file that cannot be read as DICOM any more")
         if instance.problem is None and instance.kind != "image":
             instance = replace(instance, problem=f"a {instance.kind} object")
         if instance.problem is not None:
@@ -151,7 +151,7 @@ def _check_declared(grid: StackGrid) -> None:
     """Refuse sizes that the files cannot hold, before memory is taken for them."""
     declared = sum(one.rows * one.columns * one.allocated // 8 for one, _ in grid.slices)
     if declared > _LARGE:
-        stored = sum(file.stat().st_size for file in {one.path for one, _ in grid.slices})
+        stored = sum(file.stat().st_size for file in {one.path for one, _ in grid.slices} if file.is_file())
         if declared > _COMPRESSED * stored:
             raise NoVolume(f"{declared / 1e9:.1f} GB of pixels in {stored / 1e6:.3g} MB of files", "a size that fits")
 

@@ -138,6 +138,8 @@ def read_instance(path: Path) -> Instance | None:
             what = "bytes that do not begin as DICOM does" if path.stat().st_size else "an empty file"
             return Instance(path, problem=f"a broken DICOM file ({what})")
     except OSError as error:  # whose text would repeat the path
+        if path.suffix and path.suffix.lower() not in SUFFIXES and not path.suffix[1:].isdigit():
+            return None  # a text, perhaps; files of DICOM are often called by their UID, which ends in a number
         return Instance(path, problem=f"a file that cannot be read ({error.strerror or type(error).__name__})")
     except Exception as error:  # pydicom has no base of what it raises on a header that makes no sense
         return Instance(path, problem=f"a broken DICOM file (a header that makes no sense: {type(error).__name__})")
