@@ -182,7 +182,7 @@ def test_nothing_but_other_objects_is_an_error_that_counts_them(tmp_path):
 
 def test_where_no_catalogue_is_made_dicom_is_not_looked_for(tmp_path):
     series(tmp_path / "in", 1)
-    with pytest.raises(DataError, match="DICOM goes through `prevox catalogue`"):
+    with pytest.raises(DataError, match="DICOM must be catalogued first"):
         recognise(tmp_path / "in")
 
 

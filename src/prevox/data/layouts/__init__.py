@@ -19,6 +19,7 @@ __all__ = ["LAYOUTS", "DicomSource", "Entry", "recognise", "refuse_duplicates"]
 # the first line of a module's docstring says what it reads
 LAYOUTS = {"msd": msd, "nnunet": nnunet, "pictures": pictures, "folder": folder, "dicom": dicom}
 _SHOWN = 10  # names in a warning
+_CATALOGUE_FIRST = " DICOM must be catalogued first: give the file that `prevox catalogue` writes."
 
 
 def recognise(path: Path, source: DicomSource | None = None) -> list[Entry]:
@@ -50,8 +51,8 @@ def recognise(path: Path, source: DicomSource | None = None) -> list[Entry]:
         raise DataError(
             path,
             found=f"no image{_other_files(path)}",
-            expected=f"files ending in {', '.join(SUFFIXES)}, at any depth, or a dataset.json (MSD or nnU-Net)",
-            remedy="Check the path; hidden files are skipped. DICOM goes through `prevox catalogue`.",
+            expected=f"files ending in {', '.join(SUFFIXES)}, at any depth, a dataset.json (MSD or nnU-Net), or DICOM",
+            remedy=f"Check the path; hidden files are skipped.{'' if source else _CATALOGUE_FIRST}",
         )
     return entries
 
