@@ -122,6 +122,11 @@ def test_only_broken_scans_cannot_be_catalogued(shell: Shell, tmp_path: Path) ->
 
 
 def other_kinds(folder: Path) -> None:
+    for name in ("1.zip", "2.zip", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+
+
+def broken_dicom(folder: Path) -> None:
     for name in ("1.dcm", "2.dcm", "notes.txt"):
         (folder / name).write_bytes(b"x")
 
@@ -134,7 +139,8 @@ def same_name_twice(folder: Path) -> None:
 FOLDERS = {
     "absent": (lambda folder: folder.rmdir(), ("found no such file or folder", "expected a folder of scans", "Check")),
     "empty": (lambda folder: None, ("found no image (no file at all)", "expected files ending in .nii", "Check the")),
-    "of other files": (other_kinds, ("no image (2 × .dcm, 1 × .txt)", "expected files ending in", "dcm2niix")),
+    "of other files": (other_kinds, ("no image (2 × .zip, 1 × .txt)", "expected files ending in", "DICOM", "Check")),
+    "of broken DICOM": (broken_dicom, ("2 images of which none can be used", "a broken DICOM file", "expected")),
     "with one id twice": (
         same_name_twice,
         ("two images with the id 'a'", "a.nii.gz", "expected a name of its own", "Re"),

@@ -9,11 +9,27 @@ from tyro.conf import Positional
 from prevox.config.base import Config, Fraction
 
 
+class DicomConfig(Config):
+    """How DICOM is catalogued; ids are salted hashes, and paths are kept in NAME.series/ beside --out only."""
+
+    tilt: Literal["refuse", "resample"] = "refuse"
+    """Series with a gantry tilt: leave them out, or move their slices to right angles by linear interpolation."""
+    slices: Annotated[int, Field(ge=1)] = 1
+    """Fewest slices of an image; others are left out. 3 leaves volumes only: networks do not train on stores that hold
+    single slices or radiographs as well."""
+    salt: Path | None = None
+    """File with the secret that goes into the hashes; one is drawn if it is missing. None: NAME.salt beside --out. The
+    same salt gives the same ids."""
+    identifiers: bool = False
+    """Write PatientID, study, series and the folder's name readably instead of hashes. For data without patients' names
+    in them only."""
+
+
 class CatalogueConfig(Config):
     """Recognise what lies in folders of scans, print it as a table, write one row per image."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
-    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures; recognised by their content."""
+    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures, DICOM; recognised by their content."""
     out: Path = Path("catalogue.parquet")
     """Parquet file to write."""
     table: Path | None = None
@@ -23,6 +39,8 @@ class CatalogueConfig(Config):
     """Column of --table that says which cases belong to one subject; splits never cut through a subject."""
     strict: bool = False
     """Stop at the first unreadable image instead of quarantining it in NAME.failures.csv beside --out."""
+    dicom: DicomConfig = DicomConfig()
+    """Series, tilt and ids of DICOM."""
 
 
 class PlanConfig(Config):

@@ -23,10 +23,10 @@ from prevox.console import console
 from prevox.data.catalogue_table import print_catalogue, print_hint
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
-from prevox.data.layouts import Entry, recognise, refuse_duplicates
+from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
 from prevox.data.layouts.pictures import refuse_unlisted
 from prevox.data.quality import MANY_VALUES, check_channels, check_same_grid, flags_of, label_values_of, statistics_of
-from prevox.data.readers import Image, read_image, suffix_of
+from prevox.data.readers import SERIES, Image, read_image, suffix_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
 
@@ -68,7 +68,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.out.is_dir():
         raise RunError(f"{config.out}: is a folder. Choose another --out.")
     writable_folder(config.out.parent)
-    cases = [entry for path in config.paths for entry in recognise(path)]
+    source = DicomSource(config.out, config.dicom)
+    cases = [entry for path in config.paths for entry in recognise(path, source)]
     if config.table is None:
         cases = refuse_unlisted(cases)
     if config.group is not None and config.table is None and not any(entry.table for entry in cases):
@@ -80,7 +81,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if not rows:
         image, reason = failures[0]
         raise DataError(
-            config.paths[0],
+            cases[0].root,
             found=f"{len(failures)} images of which none can be used (the first, {image}: {reason})",
             expected="at least one usable image",
             remedy=f"All reasons are in {reasons}.",
@@ -156,7 +157,7 @@ def _unique_ids(entries: Sequence[Entry]) -> list[Entry]:
         replace(
             entry,
             image=f"{_slug(entry.collection)}_{entry.image}" if clash else entry.image,
-            subject=f"{entry.collection}/{entry.subject}",
+            subject=entry.subject if entry.layout == "dicom" else f"{entry.collection}/{entry.subject}",
         )
         for entry in entries
     ]
@@ -236,7 +237,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "collection": entry.collection,
         "dataset": entry.dataset,
         "subject": entry.subject,
-        "session": None,
+        "session": entry.session,
         "paths": [_within(entry.root, path) for path in entry.paths],
         "label_path": _within(entry.root, entry.label) if entry.label else None,
         "root": str(entry.root),
@@ -273,11 +274,17 @@ def _geometry(image: Image, channels: int) -> dict[str, Any]:
 
 
 def _digest(image: Image) -> str:
-    """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own."""
+    """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own.
+
+    For DICOM of affine and voxels: the list of files changes with their place.
+    """
     path = image.header.path
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    if suffix_of(path) in _DETACHED:
+    if suffix_of(path) == SERIES:
+        digest = hashlib.sha256(image.header.affine.tobytes())
+    else:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    if suffix_of(path) in (*_DETACHED, SERIES):
         digest.update(np.ascontiguousarray(image.array_CIJK).data)
     return digest.hexdigest()
 

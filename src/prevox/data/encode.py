@@ -12,7 +12,7 @@ import numpy as np
 from prevox.data.geometry import Grid, canonical_axes, reorient, resampled_grid, values_of
 from prevox.data.group import quantise_channels
 from prevox.data.place import PrepareSettings, place
-from prevox.data.readers import Image, read_image
+from prevox.data.readers import Image, read_image, stored_size
 from prevox.data.store import SCHEMA
 from prevox.errors import DataError
 
@@ -151,7 +151,7 @@ def _read(row: dict[str, Any]) -> tuple[list[Image], Image | None, int]:
         check_same_grid(first, label.header, "a label map")
         if len(label.array_CIJK) != 1:
             raise DataError(paths[-1], found=f"a label map of {len(label.array_CIJK)} channels", expected="one channel")
-    return channels, label, sum(path.stat().st_size for path in paths)
+    return channels, label, sum(map(stored_size, paths))
 
 
 def channel_statistics(channel_ZYX: np.ndarray) -> dict[str, float]:

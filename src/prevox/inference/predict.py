@@ -27,7 +27,7 @@ from prevox.console import console
 from prevox.data.encode import channel_statistics
 from prevox.data.place import Prepared, prepare_image
 from prevox.data.quality import check_same_grid
-from prevox.data.readers import Header, is_picture, read_image, suffix_of, write_image, write_mask
+from prevox.data.readers import SERIES, Header, is_picture, read_image, suffix_of, write_image, write_mask
 from prevox.data.restore import WayBack
 from prevox.data.runner import Failure, run_cases
 from prevox.errors import ConfigError, DataError, RunError
@@ -39,7 +39,7 @@ from prevox.views.normalise import normalise
 
 COLUMNS = ("image", "file", "source", "label", "seconds")
 # one compressed file of the same family; a JPEG does not keep values, and a PNG holds no probabilities
-WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".jpg": ".png", ".jpeg": ".png"}
+WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".jpg": ".png", ".jpeg": ".png", SERIES: ".nii.gz"}
 FOR_ALL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # what the disk says to one mask it says to all
 
 

@@ -34,8 +34,10 @@ CORE = {
     "pyarrow": "pyarrow", "nibabel": "nibabel", "SimpleITK": "SimpleITK", "tensorstore": "tensorstore",
     "pydantic": "pydantic", "tyro": "tyro", "pyyaml": "yaml", "safetensors": "safetensors", "psutil": "psutil",
     "rich": "rich", "tensorboard": "tensorboard", "matplotlib": "matplotlib", "jinja2": "jinja2", "pillow": "PIL",
+    "pydicom": "pydicom",
 }  # fmt: skip
 EXTRAS = {
+    "dicom": "pylibjpeg",
     "dask": "distributed",
     "viewer": "napari",
     "mlflow": "mlflow-skinny",

@@ -1,26 +1,33 @@
 """Recognise how a folder of scans is organised.
 
-A layout is a module with `recognise(root) -> list[Entry] | None`; the first that answers is taken.
+A layout is a module with `recognise(root) -> list[Entry] | None`; the first that answers is taken. DICOM is looked for
+beside the last two, for one stray DICOM file must not hide a folder of NIfTI, nor the other way round.
 """
 
 from collections import Counter
 from pathlib import Path
 
 from prevox.console import warn
-from prevox.data.layouts import folder, msd, nnunet, pictures
+from prevox.data.layouts import dicom, folder, msd, nnunet, pictures
 from prevox.data.layouts.base import Entry, image_files, refuse_duplicates
-from prevox.data.readers import SUFFIXES, suffix_of
+from prevox.data.layouts.dicom import DicomSource
+from prevox.data.readers import SUFFIXES, is_picture, suffix_of
 from prevox.errors import DataError
 
-__all__ = ["LAYOUTS", "Entry", "recognise", "refuse_duplicates"]
+__all__ = ["LAYOUTS", "DicomSource", "Entry", "recognise", "refuse_duplicates"]
 
 # the first line of a module's docstring says what it reads
-LAYOUTS = {"msd": msd, "nnunet": nnunet, "pictures": pictures, "folder": folder}
+LAYOUTS = {"msd": msd, "nnunet": nnunet, "pictures": pictures, "folder": folder, "dicom": dicom}
 _SHOWN = 10  # names in a warning
+_CATALOGUE_FIRST = " DICOM must be catalogued first: give the file that `prevox catalogue` writes."
 
 
-def recognise(path: Path) -> list[Entry]:
+def recognise(path: Path, source: DicomSource | None = None) -> list[Entry]:
     """List the images of a folder, a `dataset.json`, or one file; a folder of datasets gives the images of all of them.
+
+    Args:
+        path: What the user gives.
+        source: How DICOM is catalogued; None where it is not looked for.
 
     Raises:
         DataError: If the path does not exist or holds no image, if a dataset.json makes no sense, or if two images
@@ -32,15 +39,20 @@ def recognise(path: Path) -> list[Entry]:
     if not path.exists():
         raise DataError(path, found="no such file or folder", expected="a folder of scans", remedy="Check the path.")
     if path.is_file() and suffix_of(path) is None:
-        raise DataError(path, found="a file of unknown kind", expected=f"one of {', '.join(SUFFIXES)}")
-    nested = _nested_datasets(path)
-    entries = [entry for root in nested or [path] for entry in _first(root)]
+        entries = dicom.recognise(path, source) if source else []
+        if not entries and not (source and source.met):
+            raise DataError(path, found="a file of unknown kind", expected=f"DICOM, or one of {', '.join(SUFFIXES)}")
+    else:
+        entries = [entry for root in _nested_datasets(path) or [path] for entry in _all(root, source)]
     if not entries:
+        if source is not None and source.met:
+            met = ", ".join(f"{count} × {kind}" for kind, count in sorted(source.met.items()))
+            raise DataError("DICOM", found=f"no image, but {met}", expected="series of images")
         raise DataError(
             path,
             found=f"no image{_other_files(path)}",
-            expected=f"files ending in {', '.join(SUFFIXES)}, at any depth, or a dataset.json (MSD or nnU-Net)",
-            remedy="Check the path; hidden files are skipped. DICOM series become NIfTI files with dcm2niix.",
+            expected=f"files ending in {', '.join(SUFFIXES)}, at any depth, a dataset.json (MSD or nnU-Net), or DICOM",
+            remedy=f"Check the path; hidden files are skipped.{'' if source else _CATALOGUE_FIRST}",
         )
     return entries
 
@@ -52,8 +64,22 @@ def _other_files(path: Path) -> str:
     return f" ({counted})" if counted else " (no file at all)"
 
 
-def _first(root: Path) -> list[Entry]:
-    return next((entries for layout in LAYOUTS.values() if (entries := layout.recognise(root)) is not None), [])
+def _all(root: Path, source: DicomSource | None) -> list[Entry]:
+    """The images of the first layout that answers, and DICOM where nothing describes the folder."""
+    found = (layout.recognise(root) for layout in (msd, nnunet, pictures, folder))
+    entries: list[Entry] = next((entries for entries in found if entries is not None), [])
+    if source is None or (entries and entries[0].layout not in ("pictures", "folder")) or root.is_file():
+        return entries
+    series = dicom.recognise(root, source)
+    if series and entries:
+        if all(is_picture(entry.paths[0]) for entry in entries):
+            warn(f"{len(entries)} PNG or JPEG files beside DICOM are left out: they show scans, and are none")
+            return series
+        warn(
+            f"{len(entries)} images of other kinds beside DICOM: both are listed, though some may be the same scans. "
+            "Paths of the others stay readable in the catalogue"
+        )
+    return [*entries, *series]
 
 
 def _nested_datasets(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prevox.console import warn
-from prevox.data.readers import is_picture, stem_of, suffix_of
+from prevox.data.readers import SUFFIXES, is_picture, stem_of, suffix_of
 from prevox.errors import DataError
 
 _CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -34,6 +34,7 @@ class Entry:
         problem: Why this image cannot be used (a listed file is missing); None if nothing speaks against it.
         table: CSV file that describes the images of this layout; None where there is none.
         channels: Number of channels that dataset.json names; None where it names none.
+        session: Which visit of the subject it is from; None where the layout does not know.
     """
 
     image: str
@@ -49,6 +50,7 @@ class Entry:
     problem: DataError | None = None
     table: Path | None = None
     channels: int | None = None
+    session: str | None = None
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
@@ -126,8 +128,10 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     """Files with a known suffix, sorted, hidden ones left out; links to folders are followed."""
     if not folder.is_dir():
         return []
-    found = (path for inner in (_folders(folder) if recursive else [folder]) for path in inner.glob("*"))
-    return sorted(path for path in found if suffix_of(path) and path.is_file() and not is_hidden(path, folder))
+    found = (path for inner in (folders(folder) if recursive else [folder]) for path in inner.glob("*"))
+    return sorted(
+        path for path in found if suffix_of(path) in SUFFIXES and path.is_file() and not is_hidden(path, folder)
+    )
 
 
 def without_previews(files: list[Path], where: Path) -> list[Path]:
@@ -139,7 +143,7 @@ def without_previews(files: list[Path], where: Path) -> list[Path]:
     return volumes
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def folders(root: Path) -> Iterator[Path]:
     """The folder and all below it that are not hidden, each once: a link never leads round in a circle."""
     home = root.resolve()
     seen = {home}

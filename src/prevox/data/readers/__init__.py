@@ -15,6 +15,7 @@ from prevox.data.readers.base import Header, Image
 from prevox.errors import DataError
 
 __all__ = [
+    "SERIES",
     "SUFFIXES",
     "Header",
     "Image",
@@ -22,6 +23,7 @@ __all__ = [
     "read_header",
     "read_image",
     "stem_of",
+    "stored_size",
     "suffix_of",
     "write_image",
     "write_mask",
@@ -37,8 +39,10 @@ _MODULES = {
     ".png": "picture",
     ".jpg": "picture",
     ".jpeg": "picture",
+    ".series": "dicom",
 }
-SUFFIXES = tuple(_MODULES)
+SERIES = ".series"  # lists of DICOM files, which only a catalogue names
+SUFFIXES = tuple(suffix for suffix in _MODULES if suffix != SERIES)
 # one file each, so that a write can be atomic; JPEG changes values
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".png")
 
@@ -46,7 +50,7 @@ _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".png")
 def suffix_of(path: Path) -> str | None:
     """The known suffix of a file name (`.nii.gz` counts as one), or None."""
     name = path.name.lower()
-    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+    return next((suffix for suffix in sorted(_MODULES, key=len, reverse=True) if name.endswith(suffix)), None)
 
 
 def is_picture(path: Path) -> bool:
@@ -81,6 +85,14 @@ def read_image(path: Path) -> Image:
     """
     image: Image = _reader(path).read_image(path)
     return image
+
+
+def stored_size(path: Path) -> int:
+    """Bytes that an image takes on disk; of a DICOM series, those of its files."""
+    if suffix_of(path) == SERIES:
+        size: int = _module(SERIES).stored_size(path)
+        return size
+    return path.stat().st_size
 
 
 def write_mask(path: Path, array_IJK: np.ndarray, like: Header) -> None:
