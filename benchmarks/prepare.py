@@ -7,8 +7,8 @@ NNUNET is a folder with nnunetv2 in an environment of its own; where there is no
 Both get the same NIfTI files with labels, in nnU-Net's raw layout, and the same target spacing. Both read them, crop to
 what is not zero, resample images with cubic splines and labels linearly class by class, look for foreground voxels and
 write what their training reads: nnU-Net normalised float32 in blosc2, we int16 with a pyramid in OME-Zarr. Each arm is
-a process of its own with one thread on the same core; they take turns, and each turn is all cases. Starting, planning and
-cataloguing are not counted.
+a process of its own with one thread on the same core; they take turns, and each turn is all cases. Starting, planning
+and cataloguing are not counted.
 
 `equal` is the mean absolute difference of the resampled images in standard deviations, after the straight line that
 undoes nnU-Net's normalisation; `dice` the mean Dice of the resampled labels; both over the cases whose grids have one
