@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tyro.conf import Positional
 
 from prevox.config.base import Config, Fraction
+from prevox.config.rules import RulesConfig
 
 
 class CatalogueConfig(Config):
@@ -23,6 +24,8 @@ class CatalogueConfig(Config):
     """Column of --table that says which cases belong to one subject; splits never cut through a subject."""
     strict: bool = False
     """Stop at the first unreadable image instead of quarantining it in NAME.failures.csv beside --out."""
+    rules: RulesConfig = RulesConfig()
+    """Quality rules: thresholds, and which rules exclude an image from what follows."""
 
 
 class PlanConfig(Config):
@@ -52,6 +55,8 @@ class PrepareConfig(Config):
     """Spline order of image resampling. Labels are always resampled linearly, class by class."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 takes the number of cores."""
+    excluded: bool = False
+    """Prepare also the images that the catalogue's rules exclude."""
     strict: bool = False
     """Stop at the first case that fails instead of quarantining it in failures.csv."""
 

@@ -8,11 +8,7 @@ import numpy as np
 from prevox.data.readers import Header, Image, suffix_of
 from prevox.errors import DataError
 
-TINY = 8  # voxels; a shorter axis is flagged
 MOST_CHANNELS = 16  # on a 4th axis that no dataset.json describes; more of them are a series
-FEW_VALUES = 16  # whole numbers from 0 to this at most: perhaps a label map
-MANY_VALUES = 256  # of a label map without names; more of them are perhaps an image
-SHEARED = 0.02  # cosine between two axes, about 1 degree off a right angle
 _CHUNK = 1 << 20  # voxels that are turned into float64 at a time
 _GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image's
 
@@ -65,24 +61,6 @@ def statistics_of(array: np.ndarray) -> Statistics:
     if count == 0:
         return Statistics(np.nan, np.nan, np.nan, np.nan, False)
     return Statistics(float(low), float(high), float(mean), float(np.sqrt(squares / count)), count == flat.size)
-
-
-def flags_of(header: Header, statistics: Statistics) -> list[str]:
-    """Name what is odd about an image (`ADVICE` says what it means), beginning with the header's own flags."""
-    flags = list(header.flags)
-    if statistics.minimum == statistics.maximum:
-        flags.append("constant")
-    if not statistics.finite:
-        flags.append("nan")
-    axes = header.shape_ijk[:2] if header.shape_ijk[2] == 1 else header.shape_ijk
-    if min(axes) < TINY:
-        flags.append("tiny")
-    if np.dtype(header.dtype).kind in "bui" and statistics.minimum == 0 and 0 < statistics.maximum <= FEW_VALUES:
-        flags.append("few_values")
-    directions = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > SHEARED:
-        flags.append("sheared")
-    return flags
 
 
 def check_channels(path: Path, channels: int, said: int | None) -> None:
