@@ -109,12 +109,14 @@ def choose(table: pd.DataFrame, most: int) -> list[int]:
             by_rule.setdefault(flag, []).append(n)
     unflagged = [n for n, flags in enumerate(table["flags"]) if not flags]
     flagged = len(table) - len(unflagged)
-    room = max(most - len(unflagged), round(most * (1 - UNFLAGGED)))
+    room = min(flagged, max(most - len(unflagged), round(most * (1 - UNFLAGGED))))
     chosen: set[int] = set()
     ascending = sorted(by_rule.values(), key=len)
     for done, members in enumerate(ascending):
-        share = (min(room, flagged) - len(chosen)) // (len(ascending) - done)
+        share = (room - len(chosen)) // (len(ascending) - done)
         chosen |= set(_spread([n for n in members if n not in chosen], share))
+    rest = [n for n, flags in enumerate(table["flags"]) if flags and n not in chosen]
+    chosen |= set(_spread(rest, room - len(chosen)))
     chosen |= set(_spread(unflagged, most - len(chosen)))
 
     def first(n: int) -> tuple[bool, int, int]:
@@ -180,7 +182,7 @@ def _card(row: pd.Series, thumbnails: Mapping[str, str]) -> dict[str, Any]:
 
 def _histogram(title: str, unit: str, values: pd.Series) -> dict[str, Any]:
     """Bars of a distribution; x and width in percent of the axis, height in percent of the largest bar."""
-    numbers = values.to_numpy(float)
+    numbers = np.array([float(f"{value:.5g}") for value in values])  # no bars for rounding
     low, high = float(numbers.min()), float(numbers.max())
     logarithmic = low > 0 and high / low > _LOGARITHMIC
     if low == high:

@@ -46,7 +46,7 @@ def test_broken_and_just_inside(rule: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_that_is_named_excludes_and_says_why(rule: str, tmp_path: Path) -> None:
-    breaks, told, inside = CASES[rule]
+    breaks, _, inside = CASES[rule]
     breaks(tmp_path / "breaks")
     inside(tmp_path / "inside")
     table = listed(tmp_path / "breaks", exclude=(rule,)).table
