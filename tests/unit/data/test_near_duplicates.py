@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -83,10 +84,20 @@ def test_nothing_is_missed_by_comparing_neighbours_only(seed: int, n: int, least
     if (np.abs(products - least) < 1e-5).any():  # rounding may decide
         return
     rank = rng.permutation(n)
-    partner, _ = near_duplicates([encoded(v) for v in vectors], [0] * n, rank, least)
+    with patch("prevox.data.near_duplicates._BLOCK", 2):
+        partner, _ = near_duplicates([encoded(v) for v in vectors], [0] * n, rank, least)
     for i in range(n):
         like = np.flatnonzero(products[i] >= least)
         assert partner[i] == (like[np.argmin(rank[like])] if len(like) else -1)
+
+
+def test_neighbours_are_sought_as_far_as_they_can_be() -> None:
+    # images on an arc, 0.03 rad apart: three steps are cos 0.09 = 0.99595, four are cos 0.12 = 0.99281
+    first, second = np.tile([1, -1], 256), np.repeat([1, -1], 256)  # without mean, at right angles
+    angles = 0.03 * np.arange(40)
+    vectors = [np.round(127.5 + 90 * (np.cos(a) * first + np.sin(a) * second)) for a in angles]
+    with patch("prevox.data.near_duplicates._BLOCK", 1):
+        assert compare([encoded(v) for v in vectors]) == [max(0, n - 3) if n else 1 for n in range(40)]
 
 
 def test_more_images_than_are_compared_at_a_time() -> None:

@@ -1,5 +1,6 @@
 """Every quality rule on files: one that breaks it, one just inside; what exclusion does, and what it does not."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from tests.unit.data.scans_of_rules import CASES, PLAIN, mask, noise, one_off, s
 from prevox.config.data import CatalogueConfig, PlanConfig, PrepareConfig
 from prevox.config.rules import RulesConfig
 from prevox.data.catalogue import CatalogueResult, catalogue, read_catalogue
+from prevox.data.layouts import recognise
+from prevox.data.measure import measure
 from prevox.data.prepare import prepare
+from prevox.data.readers import read_image
 from prevox.data.rules import RULES, count, rule_of
 from prevox.data.store import Store
 from prevox.errors import ConfigError, DataError
@@ -73,6 +77,16 @@ def test_a_plain_scan_breaks_no_rule(tmp_path: Path) -> None:
         216_000 * 2 + 352,
         0.0,
     )
+
+
+def test_rows_can_be_written_as_json(tmp_path: Path) -> None:
+    """Workers send them, and they are kept beside the catalogue."""
+    save(tmp_path / "s", PLAIN.astype(np.float32))
+    save(tmp_path / "s", mask(1), name="labels/a.nii")
+    (entry,) = recognise(tmp_path / "s")
+    images = [read_image(entry.paths[0])]
+    measured = measure(entry, images, images[0].array_CIJK, read_image(entry.label))
+    assert json.loads(json.dumps(measured)) == measured
 
 
 def test_single_slices_have_no_field_of_view_across(tmp_path: Path) -> None:
