@@ -11,12 +11,12 @@ from prevox.config.rules import RulesConfig
 
 
 class CatalogueConfig(Config):
-    """Recognise what lies in folders of scans, print it as a table, write one row per image."""
+    """Recognise what lies in folders of scans, print it as a table, write one row per image and a page of pictures."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
     """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures; recognised by their content."""
     out: Path = Path("catalogue.parquet")
-    """Parquet file to write."""
+    """Parquet file to write; the page about it, NAME.html, goes beside it."""
     table: Path | None = None
     """CSV file with one row per case to join (subject, split, age ...); its case column is found by its values. The
     table of a folder of pictures is found by itself."""
