@@ -199,9 +199,9 @@ def test_what_is_odd_but_usable_is_told_with_advice(shell: Shell, tmp_path: Path
     text = shell("catalogue", folder, "--out", tmp_path / "c.parquet")
     says(text, "constant: 1 image (flat): all voxels are equal", "Take them out")
     says(text, "nan: 1 image (holes): some voxels are NaN", "`prepare` leaves these images out", "background's value")
-    says(text, "few_values: 1 image (mask): whole numbers from 0 to 16", "labels/ beside images/")
+    says(text, "few_values: 1 image (mask): small whole numbers only", "labels/ beside images/")
     says(text, "sheared: 1 image (tilted): axes that are not at right angles", "Resample to right angles")
-    says(text, "many_values: 1 image (tilted): a label map of more than 256 values", "not exchanged")
+    says(text, "many_values: 1 image (tilted): a label map of many values", "not exchanged")
     says(text, "duplicate_label: 2 images (case_0, twin): label maps that are copies", "take the wrong one out")
     text = shell("prepare", "--catalogue", tmp_path / "c.parquet", "--out", tmp_path / "store", "--workers", 1, code=1)
     (reason,) = texts(tmp_path / "store" / "failures.csv")
@@ -248,7 +248,8 @@ def test_hippocampus_quirks(real_data: Path, shell: Shell, tmp_path: Path) -> No
     put("labels", "010", quirks / "010_label_identical_to_011.nii.gz")
     put("images", "015", source / "imagesTr" / "hippocampus_015.nii.gz")
     put("labels", "015", quirks / "010_label_identical_to_011.nii.gz")
-    text = shell("catalogue", tmp_path / "scans", "--out", tmp_path / "c.parquet", code=1)
+    small = ["--rules.field-of-view", None, "--rules.file-size", None]
+    text = shell("catalogue", tmp_path / "scans", "--out", tmp_path / "c.parquet", *small, code=1)
     reasons = dict(zip(("015", "281"), texts(tmp_path / "c.failures.csv"), strict=True))
     says(
         reasons["281"],

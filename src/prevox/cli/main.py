@@ -21,7 +21,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "catalogue": Verb(
         "prevox.config.data:CatalogueConfig",
-        "prevox.data.catalogue:catalogue",
+        "prevox.verbs.catalogue:catalogue",
         "recognise folders of scans; write one row per image",
     ),
     "plan": Verb(

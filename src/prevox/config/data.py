@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tyro.conf import Positional
 
 from prevox.config.base import Config, Fraction
+from prevox.config.rules import RulesConfig
 
 
 class DicomConfig(Config):
@@ -26,12 +27,12 @@ class DicomConfig(Config):
 
 
 class CatalogueConfig(Config):
-    """Recognise what lies in folders of scans, print it as a table, write one row per image."""
+    """Recognise what lies in folders of scans, print it as a table, write one row per image and a page of pictures."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
     """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures, DICOM; recognised by their content."""
     out: Path = Path("catalogue.parquet")
-    """Parquet file to write."""
+    """Parquet file to write; the page about it, NAME.html, goes beside it."""
     table: Path | None = None
     """CSV file with one row per case to join (subject, split, age ...); its case column is found by its values. The
     table of a folder of pictures is found by itself."""
@@ -41,6 +42,8 @@ class CatalogueConfig(Config):
     """Stop at the first unreadable image instead of quarantining it in NAME.failures.csv beside --out."""
     dicom: DicomConfig = DicomConfig()
     """Series, tilt and ids of DICOM."""
+    rules: RulesConfig = RulesConfig()
+    """Quality rules: thresholds, and which rules exclude an image from what follows."""
 
 
 class PlanConfig(Config):
@@ -70,6 +73,8 @@ class PrepareConfig(Config):
     """Spline order of image resampling. Labels are always resampled linearly, class by class."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 takes the number of cores."""
+    excluded: bool = False
+    """Prepare also the images that the catalogue's rules exclude."""
     strict: bool = False
     """Stop at the first case that fails instead of quarantining it in failures.csv."""
 

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
 from prevox.data.layouts.pictures import refuse_unlisted
-from prevox.data.quality import MANY_VALUES, check_channels, check_same_grid, flags_of, label_values_of, statistics_of
+from prevox.data.measure import measure
+from prevox.data.quality import check_channels, check_same_grid, label_values_of, statistics_of
 from prevox.data.readers import SERIES, Image, read_image, suffix_of
+from prevox.data.rules import judge, rule_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
 
-SCHEMA = 1
+SCHEMA = 2
 _DETACHED = (".mhd", ".nhdr")  # text files beside their voxels
 
 
@@ -42,11 +45,13 @@ class CatalogueResult:
         path: The Parquet file.
         table: Its rows.
         failures: Image id and reason of each image that was left out.
+        thumbnails: Small picture of each image: PNG in base64.
     """
 
     path: Path
     table: pd.DataFrame
     failures: list[tuple[str, str]]
+    thumbnails: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -86,9 +91,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
             expected="at least one usable image",
             remedy=f"All reasons are in {reasons}.",
         )
-    table = pd.DataFrame(list(rows.values()), index=list(rows))
-    _flag_copies(table)
-    table = table.drop(columns=["image_hash", "label_hash"])
+    table = pd.DataFrame(judge(list(rows.values()), config.rules), index=list(rows))
     used = [cases[position] for position in rows]
     if config.table is not None:
         table = join_table(table, [entry.image for entry in used], config.table, config.group)
@@ -97,11 +100,12 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     table = table.reset_index(drop=True)
     _write_parquet(table, config.out)
     table = read_catalogue(config.out)  # so that callers and later readers see the same types
-    print_catalogue(table, failures, config.out, reasons)
+    print_catalogue(table, failures, config.out, reasons, config.rules)
     if config.table is None:
         for root in sorted({entry.root for entry in used if entry.table is None}):
             print_hint(root, [entry.image for entry in used if entry.root == root])
-    return CatalogueResult(config.out, table, failures)
+    thumbnails = {row["image"]: row["thumbnail"] for row in rows.values()}
+    return CatalogueResult(config.out, table, failures, thumbnails)
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:
@@ -122,11 +126,30 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     if schema != SCHEMA:
         found = "a Parquet file of another origin" if schema is None else f"a catalogue of schema {schema}"
         raise DataError(path, found=found, expected=f"a catalogue of schema {SCHEMA}", remedy=remedy)
-    for name in ("paths", "affine", "flags", "label_values"):
+    for name in ("paths", "affine", "flags", "reasons", "excluded", "label_values"):
         table[name] = pd.Series([None if x is None else x.tolist() for x in table[name]], table.index, dtype=object)
-    for name in ("label_path", "class_names", "modality", "session"):
+    for name in ("label_path", "class_names", "modality", "sequence", "session"):
         table[name] = table[name].astype(object).where(table[name].notna(), None)
     return table
+
+
+def wanted(path: Path, table: pd.DataFrame, remedy: str) -> pd.DataFrame:
+    """The images that no rule of the catalogue excludes; says how many are, and by which rules.
+
+    Raises:
+        DataError: If none is left.
+    """
+    excluded = table["excluded"].map(bool)
+    if not excluded.any():
+        return table
+    rules = Counter(rule_of(reason) for reasons in table["excluded"] for reason in reasons)
+    by = ", ".join(f"{rule} {number}" for rule, number in rules.items())
+    if excluded.all():
+        raise DataError(path, found=f"only images that its rules exclude ({by})", expected="others", remedy=remedy)
+    console.print(
+        f"{excluded.sum()} of {len(table)} images are excluded by rules of the catalogue ({by})", markup=False
+    )
+    return table[~excluded]
 
 
 def _unique_ids(entries: Sequence[Entry]) -> list[Entry]:
@@ -210,12 +233,10 @@ def _row(entry: Entry) -> dict[str, Any]:
     statistics = statistics_of(array)
     if np.isnan(statistics.mean):
         raise DataError(entry.paths[0], found="no finite voxel", expected="numbers", remedy="Export it again.")
-    flags = flags_of(header, statistics)
+    flags = [*header.flags, *([] if statistics.finite else ["nan"])]
     digests = [_digest(image) for image in images]
-    label_values, label_hash = None, ""
-    if entry.label is None:
-        flags.append("no_label")
-    else:
+    label, label_values, label_hash = None, None, ""
+    if entry.label is not None:
         label = read_image(entry.label)
         check_same_grid(header, label.header, "a label map")
         label_values = label_values_of(label, entry.class_names)
@@ -227,10 +248,6 @@ def _row(entry: Entry) -> dict[str, Any]:
                 expected="a label map",
                 remedy="Put the image's label map there, or take the file out of the labels.",
             )
-        if not label_values:
-            flags.append("empty_label")
-        if entry.class_names is None and len(label_values) > MANY_VALUES:
-            flags.append("many_values")
     image_hash = hashlib.sha256("".join(digests).encode()).hexdigest()
     identity = {
         "image": entry.image,
@@ -257,7 +274,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "image_hash": image_hash,
         "label_hash": label_hash,
     }
-    return identity | _geometry(images[0], array.shape[0]) | contents
+    return identity | _geometry(images[0], array.shape[0]) | contents | measure(entry, images, array, label)
 
 
 def _within(root: Path, path: Path) -> str:
@@ -312,16 +329,6 @@ def _join_found(table: pd.DataFrame, used: Sequence[Entry], group: str | None) -
             console.print(f"joined {path}: {subjects if column else alone}", markup=False, soft_wrap=True)
         parts.append(part)
     return pd.concat(parts).loc[table.index]
-
-
-def _flag_copies(table: pd.DataFrame) -> None:
-    """Flag images and non-empty label maps that are byte for byte those of another case."""
-    for kind in ("image", "label"):
-        hashes = table[f"{kind}_hash"]
-        filled = hashes.ne("") & (True if kind == "image" else table["label_values"].map(bool))
-        for flags, copied in zip(table["flags"], filled & hashes.duplicated(keep=False), strict=True):
-            if copied:
-                flags.append(f"duplicate_{kind}")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -1,6 +1,5 @@
 """What `prevox catalogue` prints: one block per collection, and how subjects could be joined."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +8,20 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from prevox.config.rules import RulesConfig
 from prevox.console import console, warn
 from prevox.data.join import describe_table
 from prevox.data.quality import ADVICE
+from prevox.data.rules import count
 
 _REGIME_GAP = 3.0  # a factor without any image in between separates two regimes of intensity
 _SHOWN_FAILURES = 5
 
 
-def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], path: Path, reasons: Path) -> None:
-    """Print what was recognised, what was left out, and where the rows and all reasons are."""
+def print_catalogue(
+    table: pd.DataFrame, failures: Sequence[tuple[str, str]], path: Path, reasons: Path, rules: RulesConfig
+) -> None:
+    """Print what was recognised, what was found in it, what was left out, and where the rows and all reasons are."""
     grid = Table(show_header=True, header_style="bold")
     grid.add_column("")
     collections = [rows for _, rows in table.groupby("collection", sort=True)]
@@ -35,6 +38,7 @@ def print_catalogue(table: pd.DataFrame, failures: Sequence[tuple[str, str]], pa
             console.print(
                 f"{name}: {regimes} regimes of intensity; normalise each image by itself, not by a fixed window"
             )
+    _print_rules(table, rules)
     _print_advice(table)
     for image, reason in failures[:_SHOWN_FAILURES]:
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
@@ -53,6 +57,20 @@ def _print_advice(table: pd.DataFrame) -> None:
             warn(f"{flag}: {len(images)} image{'s' * (len(images) > 1)} ({few}): {meaning}")
 
 
+def _print_rules(table: pd.DataFrame, rules: RulesConfig) -> None:
+    """Print which quality rules images break, by how much, and how many of the images are excluded."""
+    counts = count(table, rules)
+    if not counts:
+        return
+    grid = Table("rule", "expected", "images", "excluded")
+    for found in counts:
+        grid.add_row(found.rule, found.expected, str(found.images), str(found.excluded or "–"))
+    console.print(grid)
+    excluded = int(table["excluded"].map(bool).sum())
+    if excluded:
+        console.print(f"{excluded} of {len(table)} images are excluded; their rows stay and say why")
+
+
 def print_hint(root: Path, images: Sequence[str]) -> None:
     """Print how a CSV file in the dataset's folder can be joined, if one describes all of its images."""
     for path in sorted([*root.glob("*.csv"), *root.glob("*.tsv")]):
@@ -64,7 +82,6 @@ def print_hint(root: Path, images: Sequence[str]) -> None:
 def describe(rows: pd.DataFrame) -> dict[str, str]:
     """One collection in words: what there is, its geometry, its intensities, its flags."""
     labelled = rows["label_path"].notna()
-    flags = Counter(flag for found in rows["flags"] for flag in found)
     classes = rows["class_names"].dropna()
     return {
         "layout": ", ".join(sorted(rows["layout"].unique())),
@@ -81,7 +98,7 @@ def describe(rows: pd.DataFrame) -> dict[str, str]:
         "intensity": "\n".join(
             f"{low:.4g} to {high:.4g}: {n} image{'s' * (n > 1)}" for low, high, n in intensity_regimes(rows)
         ),
-        "flags": ", ".join(f"{flag} {count}" for flag, count in sorted(flags.items())) or "none",
+        "sequence": ", ".join(f"{name} ({n})" for name, n in rows["sequence"].value_counts().items()) or "not known",
     }
 
 

@@ -16,13 +16,14 @@ import pandas as pd
 from prevox.console import warn
 from prevox.data.group import read_attributes
 from prevox.data.pack import pack_folders, packed_images, read_pack
+from prevox.data.rules import MEASURED
 from prevox.data.store import SCHEMA
 from prevox.data.temporary import temporary_path
 
 # what the catalogue says about a source file's own grid and voxels; the store has its own, of the prepared ones
 _SOURCE_COLUMNS = {
     "channels", "shape_i", "shape_j", "shape_k", "spacing_i", "spacing_j", "spacing_k", "orientation", "affine",
-    "dtype", "minimum", "maximum", "mean", "std", "label_values", "hash", "layout",
+    "dtype", "minimum", "maximum", "mean", "std", "label_values", "hash", "layout", *MEASURED, "reasons",
 }  # fmt: skip
 _GROUP_COLUMNS = (
     "hash", "channels", "shape", "spacing", "affine", "source_shape", "source_affine", "label_values", "slope",

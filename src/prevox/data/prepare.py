@@ -73,10 +73,12 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         RunError: If the folder cannot be written or the disk is full (what is finished stays); with `strict`, for the
             first image that fails.
     """
-    from prevox.data.catalogue import read_catalogue
+    from prevox.data.catalogue import read_catalogue, wanted
     from prevox.data.index import kept_columns, write_failures, write_tables
 
     catalogue = read_catalogue(config.catalogue)
+    if not config.excluded:
+        catalogue = wanted(config.catalogue, catalogue, "--excluded takes them; or catalogue with other --rules.")
     rows: list[dict[str, Any]] = catalogue.to_dict("records")  # type: ignore[assignment]  # keys are column names
     settings = PrepareSettings(_spacing(config, rows), config.crop, config.order)
     all_cases = [Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings)) for row in rows]

@@ -8,11 +8,7 @@ import numpy as np
 from prevox.data.readers import Header, Image, suffix_of
 from prevox.errors import DataError
 
-TINY = 8  # voxels; a shorter axis is flagged
 MOST_CHANNELS = 16  # on a 4th axis that no dataset.json describes; more of them are a series
-FEW_VALUES = 16  # whole numbers from 0 to this at most: perhaps a label map
-MANY_VALUES = 256  # of a label map without names; more of them are perhaps an image
-SHEARED = 0.02  # cosine between two axes, about 1 degree off a right angle
 _CHUNK = 1 << 20  # voxels that are turned into float64 at a time
 _GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image's
 
@@ -20,15 +16,24 @@ _GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image
 ADVICE = {  # flag to what it means and what to do; flags that need no action are not here
     "constant": "all voxels are equal, so nothing can be learnt from them (normalised, they are 0). Take them out.",
     "nan": "some voxels are NaN or infinite: `prepare` leaves these images out. Set them to the background's value.",
-    "few_values": "whole numbers from 0 to 16 at most, as label maps have them. If they are label maps, put them into "
+    "near_empty": "hardly a voxel differs from the background. Look at the page's pictures, and take empty images out.",
+    "clipped": "many voxels have the largest value: the range was cut off. Export again if it was meant to be whole.",
+    "few_values": "small whole numbers only, as label maps have them. If they are label maps, put them into "
     "labels/ beside images/.",
-    "many_values": "a label map of more than 256 values without names, as images have them. Check that image and label "
+    "many_values": "a label map of many values without names, as images have them. Check that image and label "
     "are not exchanged.",
-    "duplicate_image": "the same file under several ids. Keep one, or give them one subject (--table, --group), lest a "
-    "split put the copies on both sides.",
+    "duplicate_image": "the same voxels under several ids. Keep one, or give them one subject (--table, --group), lest "
+    "a split put the copies on both sides.",
+    "near_duplicate": "the same scan but for noise, rounding or a linear change of intensity, under several ids. Give "
+    "them one subject, or keep one.",
     "duplicate_label": "label maps that are copies of each other: at most one fits its image, unless the images are "
     "registered to each other. Compare them, and take the wrong one out.",
     "no_geometry": "neither qform nor sform: left and right are a guess. Restore the orientation from the source.",
+    "orientation": "qform and sform turn the axes differently, or have no valid code: left and right may be exchanged. "
+    "Repair the header.",
+    "affine": "a position or size that no scanner writes. Check the units of the header (mm).",
+    "label_off_image": "labels where the image has nothing but background: label and image do not belong together, or "
+    "one is flipped.",
     "negative_size": "a negative voxel size: its magnitude is taken. Check left and right, and repair the header.",
     "sheared": "axes that are not at right angles (gantry tilt): they are kept as they are, but distances in mm are "
     "exact for right angles only. Resample to right angles if they matter.",
@@ -65,24 +70,6 @@ def statistics_of(array: np.ndarray) -> Statistics:
     if count == 0:
         return Statistics(np.nan, np.nan, np.nan, np.nan, False)
     return Statistics(float(low), float(high), float(mean), float(np.sqrt(squares / count)), count == flat.size)
-
-
-def flags_of(header: Header, statistics: Statistics) -> list[str]:
-    """Name what is odd about an image (`ADVICE` says what it means), beginning with the header's own flags."""
-    flags = list(header.flags)
-    if statistics.minimum == statistics.maximum:
-        flags.append("constant")
-    if not statistics.finite:
-        flags.append("nan")
-    axes = header.shape_ijk[:2] if header.shape_ijk[2] == 1 else header.shape_ijk
-    if min(axes) < TINY:
-        flags.append("tiny")
-    if np.dtype(header.dtype).kind in "bui" and statistics.minimum == 0 and 0 < statistics.maximum <= FEW_VALUES:
-        flags.append("few_values")
-    directions = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > SHEARED:
-        flags.append("sheared")
-    return flags
 
 
 def check_channels(path: Path, channels: int, said: int | None) -> None:

@@ -18,12 +18,13 @@ SCRIPTS = ("theme.js", "tables.js")  # of every page; where there are volumes, t
 UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
 
-def render(template: str, filters: dict[str, Any], **content: Any) -> str:
+def render(template: str, filters: dict[str, Any], own: tuple[str, ...] = (), **content: Any) -> str:
     """The page as text; whatever comes from data is escaped.
 
     Args:
         template: File of the templates.
         filters: Functions that the template uses by name.
+        own: Scripts that only this kind of page has.
         content: Names of the template; `volumes` (plain data for the viewer, or None) goes into the page as JSON.
     """
     environment = Environment(
@@ -35,7 +36,7 @@ def render(template: str, filters: dict[str, Any], **content: Any) -> str:
     )
     environment.filters.update(filters)
     volumes = content.pop("volumes")
-    scripts = SCRIPTS if volumes is None else (*SCRIPTS, "viewer.js")
+    scripts = (*SCRIPTS, *own) if volumes is None else (*SCRIPTS, *own, "viewer.js")
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
     return environment.get_template(template).render(
         version=__version__,

@@ -19,7 +19,7 @@ from rich.table import Table
 from prevox.config.base import load_recipe, merge, write_yaml
 from prevox.config.data import PlanConfig
 from prevox.console import console, warn
-from prevox.data.catalogue import read_catalogue
+from prevox.data.catalogue import read_catalogue, wanted
 from prevox.data.geometry import canonical_axes
 from prevox.data.plan import ANISOTROPY, Fingerprint, Plan, Room, TooSmallError, make_plan
 from prevox.errors import ConfigError, DataError, RunError
@@ -67,7 +67,7 @@ def plan(config: PlanConfig) -> PlanResult:
     """
     numbers = config.out.with_suffix(".json")
     _check_out(config.out, numbers)
-    table = read_catalogue(config.catalogue)
+    table = wanted(config.catalogue, read_catalogue(config.catalogue), "Catalogue with other --rules.")
     rows = _images(config.catalogue, table)
     found = fingerprint(config.catalogue, rows)
     try:

@@ -17,7 +17,7 @@ from prevox.config.base import load_recipe, over_recipe
 from prevox.config.data import CatalogueConfig
 from prevox.config.models import ResEncConfig
 from prevox.config.runs import finetune_schema
-from prevox.data.catalogue import catalogue, read_catalogue
+from prevox.data.catalogue import SCHEMA, catalogue, read_catalogue
 from prevox.data.plan import BYTES, make_plan, map_elements
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.models.resenc.network import ResEncUNet, ResidualBlock
@@ -207,7 +207,7 @@ class TestRefused:
 
     def test_no_image(self, listed, tmp_path):
         table = read_catalogue(listed).iloc[:0]
-        table.attrs["prevox_catalogue"] = 1
+        table.attrs["prevox_catalogue"] = SCHEMA
         table.to_parquet(tmp_path / "empty.parquet")
         assert len(pd.read_parquet(tmp_path / "empty.parquet")) == 0
         assert "found no image" in self.refused(tmp_path / "empty.parquet", tmp_path)
