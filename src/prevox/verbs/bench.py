@@ -12,7 +12,8 @@ from prevox.benching.commands import Commands
 from prevox.benching.folder import Folder
 from prevox.benching.gather import average, groups, versions
 from prevox.benching.plan import plan, trials
-from prevox.benching.run import Runner, check_sources, given_paths, needed
+from prevox.benching.run import Runner
+from prevox.benching.sources import check_sources, given_paths, needed
 from prevox.benching.table import rows_of, show, write_cells
 from prevox.config.base import load_recipe, read_yaml, write_yaml
 from prevox.config.bench import BenchConfig, BenchFile, read_bench

@@ -1,6 +1,7 @@
 """What is run, what is not run again, and what a failure costs; files stand in for the verbs that would leave them."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from tests.unit.benching.bench_files import content
 from prevox.benching.commands import Outcome
 from prevox.benching.folder import Folder, read_lines
 from prevox.benching.plan import plan
-from prevox.benching.run import Runner, check_sources, given_paths
+from prevox.benching.run import Runner
+from prevox.benching.sources import check_sources, given_paths
 from prevox.config.base import read_yaml
 from prevox.config.bench import BenchFile
-from prevox.errors import ConfigError, RunError
+from prevox.errors import ConfigError, NotFiniteError, RunError
 from prevox.verbs.bench import _compare
 
 pytestmark = pytest.mark.unit
 
-DIVERGED = Outcome(2, "the loss became nan at step 3. Last good checkpoint: none yet.")
+DIVERGED = Outcome(NotFiniteError.exit_code, "the loss became nan at step 3. Last good checkpoint: none yet.")
 CRASHED = Outcome(-9, "killed by SIGKILL (out of memory, perhaps)")
 
 
@@ -138,6 +140,40 @@ def test_a_rate_that_diverges_is_a_trial_like_any_other(bench_of) -> None:
     again = Stand()
     bench_of(again, rates=[1e-3, 1.0], trial_steps=2)
     assert again.ran == [], "its outcome is known"
+
+
+def test_divergence_is_known_by_the_exit_code_not_by_words(bench_of) -> None:
+    over = {"rates": [1e-3, 1.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    wordless = Outcome(NotFiniteError.exit_code, "said nothing")
+    runner, (cell,) = bench_of(Stand(lambda name, lr: wordless if lr == 1.0 else None), **over)
+    assert runner.folder.state(cell) == "done"
+    assert [row["diverged"] for row in read_lines(runner.folder.out / "trials.jsonl")] == [False, True]
+    liar = Outcome(2, "Last good checkpoint: none yet.")
+    runner, (cell,) = bench_of(Stand(lambda name, lr: liar if lr == 2.0 else None), **{**over, "rates": [1e-3, 2.0]})
+    assert "no rate is chosen fairly" in runner.failures[cell.name]
+
+
+def test_a_diverged_trial_of_an_older_version_is_known(bench_of) -> None:
+    """Whose trials.jsonl has no column `diverged`."""
+    over = {"rates": [1e-3, 1.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    runner, (cell,) = bench_of(Stand(lambda name, lr: DIVERGED if lr == 1.0 else None), **over)
+    path = runner.folder.out / "trials.jsonl"
+    old = [{key: value for key, value in row.items() if key != "diverged"} for row in read_lines(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in old))
+    shutil.rmtree(runner.folder.run(cell))
+    again = Stand()
+    bench_of(again, **over)
+    assert again.ran == [("finetune", cell.name)]
+
+
+def test_a_trial_that_fails_is_listed_once_in_a_call_whatever_the_number_of_seeds(bench_of) -> None:
+    scratch = {"scratch": {"backbones": ["vit"]}}
+    over = {"rates": [1e-3, 1e-2], "trial_steps": 2, "methods": scratch, "seeds": [0, 1, 2]}
+    runner, cells = bench_of(Stand(lambda name, lr: CRASHED if lr == 1e-2 else None), **over)
+    assert [row["lr"] for row in read_lines(runner.folder.out / "trials.jsonl")] == [1e-3, 1e-2]
+    assert set(runner.failures) >= {cell.name for cell in cells}
+    again, _ = bench_of(Stand(lambda name, lr: CRASHED if lr == 1e-2 else None), **over)
+    assert [row["lr"] for row in read_lines(again.folder.out / "trials.jsonl")] == [1e-3, 1e-2, 1e-2], "tried again"
 
 
 def test_where_every_rate_diverges_the_cell_fails(bench_of) -> None:
