@@ -5,6 +5,7 @@ unit of every test. The folds of a cross-validation hold different cases, which 
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +24,21 @@ LISTS = ("failed", "not_predicted", "trained_on")
 def groups(bench: BenchFile, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, str | None]]]:
     """What is compared with each other: cells of one label fraction, on held-out cases or on an unseen dataset.
 
+    An unseen dataset of several sources gives a comparison for each of them: the same subjects, scored after training on
+    A and on B, are no further subjects.
+
     Returns:
         Name of the comparison → cells, each with the unseen dataset that it was tested on (None: its held-out cases).
     """
+    sources = Counter(name for names in bench.test_on.values() for name in names)
     found: dict[str, list[tuple[Cell, str | None]]] = {}
     for cell in cells:
         if cell.absent is not None:
             continue
         found.setdefault(f"labels-{cell.labels}", []).append((cell, None))
         for name in bench.test_on.get(cell.dataset, ()):
-            found.setdefault(f"labels-{cell.labels}.on-{name}", []).append((cell, name))
+            source = f"{cell.dataset}-" if sources[name] > 1 else ""
+            found.setdefault(f"labels-{cell.labels}.{source}on-{name}", []).append((cell, name))
     return found
 
 

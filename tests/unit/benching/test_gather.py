@@ -73,6 +73,17 @@ def test_label_fractions_and_unseen_datasets_are_comparisons_of_their_own() -> N
     }
 
 
+def test_an_unseen_dataset_of_two_sources_is_not_pooled() -> None:
+    """Its subjects would count twice: once after training on a, once after training on b."""
+    file = bench(test_on={"a": ["unseen"], "b": ["unseen"]})
+    found = groups(file, plan(file))
+    assert {name: {cell.dataset for cell, _ in members} for name, members in found.items()} == {
+        "labels-all": {"a", "b"},
+        "labels-all.a-on-unseen": {"a"},
+        "labels-all.b-on-unseen": {"b"},
+    }
+
+
 def test_an_arm_takes_part_only_with_all_its_seeds(tmp_path: Path) -> None:
     file = bench()
     cells = plan(file)
