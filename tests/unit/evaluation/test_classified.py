@@ -228,7 +228,7 @@ def test_files_that_are_no_tables(tables):
     with pytest.raises(DataError, match=r"empty\.csv: found no row"):
         run_on(tables, predictions=tables / "empty.csv")
     with pytest.raises(ConfigError, match="tolerance: given with a table of probabilities"):
-        evaluate(EvaluateConfig(predictions=predictions, references=references, tolerance=2.0))
+        run_on(tables, tolerance=2.0)
     with pytest.raises(ConfigError, match="lesions: given with a table of probabilities"):
         run_on(tables, lesions=("nodule",))
     (tables / "file").write_text("")
