@@ -49,7 +49,7 @@ def timed(function: Callable[[], Any]) -> Run:
 
 
 def measured(function: Callable[[], Any]) -> Run:
-    """Result, seconds, and peak memory above the start in MB: resident memory taken from the system anew, or the GPU's."""
+    """Result, seconds, and peak memory above the start in MB: the GPU's, else resident memory, all of it taken anew."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.reset_peak_memory_stats()

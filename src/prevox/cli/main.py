@@ -145,8 +145,10 @@ def settings_from(verb: str, args: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the command `prevox`; exits with 0, 1 (finished, but some cases failed), 2 (could not run) or 3
-    (a training whose loss, gradient or weights are no longer finite)."""
+    """Entry point of the command `prevox`.
+
+    Exits with 0, 1 (finished, but some cases failed), 2 (could not run) or 3 (a training that is no longer finite).
+    """
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(usage())

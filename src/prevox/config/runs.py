@@ -230,6 +230,15 @@ class CompareConfig(Config):
     """What is compared: a column of the scores."""
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""
+    describe: bool = False
+    """Compare no pair: scores, ranks and curves only. For runs that are no rivals, such as one method with 10, 20 and 40
+    labels."""
+
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> "CompareConfig":
+        if self.describe and self.baseline is not None:
+            raise ValueError("found --describe and --baseline; give one: nothing is compared with a baseline there")
+        return self
 
 
 class ReportConfig(Config):

@@ -12,6 +12,7 @@ import pandas as pd
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison_tables import LABELS
+from prevox.evaluation.run_settings import settings_of
 from prevox.evaluation.scoring import LESION_METRICS
 
 COLUMNS = ("case", "subject", "class", "reference_ml")
@@ -32,6 +33,7 @@ class Arm:
         not_predicted: Ids of references without its prediction.
         trained_on: Ids of scored cases that it was trained on.
         tolerances: Tolerances of NSD in mm, as far as the evaluations say.
+        settings: Dataset → settings of the run that was scored on it, as `settings_of` gives them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Arm:
     not_predicted: set[str] = field(default_factory=set)
     trained_on: set[str] = field(default_factory=set)
     tolerances: set[float] = field(default_factory=set)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,11 @@ def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
                 )
             seen[case] = folder
 
+    settings: dict[str, dict[str, Any]] = {}
+    for folder, table, summary in zip(folders, tables, summaries, strict=True):
+        own = summary.get("settings") or settings_of(folder.parent)
+        settings = dict.fromkeys(table["dataset"].unique(), own) | settings
+
     def ids(key: str) -> set[str]:
         return {str(case) for summary in summaries for case in summary.get(key) or []}
 
@@ -215,6 +223,7 @@ def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
         not_predicted=ids("not_predicted"),
         trained_on=ids("trained_on"),
         tolerances={float(found) for summary in summaries if (found := summary.get("tolerance_mm")) is not None},
+        settings=settings,
     )
 
 

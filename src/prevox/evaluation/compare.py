@@ -28,8 +28,8 @@ class CompareResult:
 
     Attributes:
         comparison: Everything.
-        table: The same in tidy form: metric, dataset, class, run, other, quantity, place, value, low, high, cases,
-            subjects.
+        table: The same in tidy form: metric, dataset, class, run, other, quantity, place, x, value, low, high,
+            cases, subjects.
         path: Folder with comparison.json, comparison.parquet, cases.parquet, tables.md, tables.tex and report.html.
     """
 
@@ -55,7 +55,7 @@ def compare(config: CompareConfig) -> CompareResult:
         raise ConfigError(f"baseline: '{config.baseline}' is none of the runs; expected one of {', '.join(names)}.")
     alignment = align(arms, config.metric)
     writable_folder(config.out)
-    comparison = compute(alignment, arms, config.metric, config.baseline)
+    comparison = compute(alignment, arms, config.metric, config.baseline, config.describe)
     table = tidy(comparison)
     with replacing(config.out / "comparison.json") as path:
         path.write_text(json.dumps(_plain(_content(comparison)), indent=1, ensure_ascii=False), encoding="utf-8")

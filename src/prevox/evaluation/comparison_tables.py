@@ -63,8 +63,14 @@ def metric_label(comparison: "Comparison") -> str:
 
 def grids(comparison: "Comparison") -> list[Grid]:
     """All tables of a comparison."""
+    tables = [*summary_grids(comparison), _classes(comparison), _class_differences(comparison)]
+    return [grid for grid in tables if grid.rows]
+
+
+def summary_grids(comparison: "Comparison") -> list[Grid]:
+    """The tables of the mean over classes."""
     tables = [_scores(comparison), _differences(comparison), _ranks(comparison), _stability(comparison)]
-    return [*tables, _classes(comparison), _class_differences(comparison)]
+    return [grid for grid in [*tables, *_curves(comparison)] if grid.rows]
 
 
 def account(comparison: "Comparison", most: int | None = None) -> list[str]:
@@ -145,7 +151,7 @@ def say(comparison: "Comparison") -> None:
     """Print the account, the tables of the mean over classes, and the verdict."""
     for line in account(comparison, NAMED):
         console.print(line, markup=False)
-    for grid in grids(comparison)[:4]:
+    for grid in summary_grids(comparison):
         table = Table(title=escape(grid.title), caption=escape(grid.note) or None)
         for title in grid.header:
             table.add_column(escape(title))
@@ -185,6 +191,32 @@ def _differences(comparison: "Comparison") -> Grid:
         f"Holm: adjusted for the {len(tested)} rows of this table."
     )
     return Grid(f"Differences in {label}", [*header, "Cohen's d", "rank-biserial"], rows, note)
+
+
+def _curves(comparison: "Comparison") -> list[Grid]:
+    """One table for each setting that runs differ in."""
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
+    tables = []
+    for over in dict.fromkeys(entry["over"] for entry in comparison.curves):
+        rows = [
+            [
+                *(e["dataset"], e["line"], "–" if _missing(e["x"]) else f"{e['x']:g}", interval(e, decimals)),
+                *(", ".join(e["runs"]), str(e["cases"]), str(e["subjects"])),
+            ]
+            for e in comparison.curves
+            if e["over"] == over
+        ]
+        note = (
+            "Runs of a line differ in this number alone; those at one point are averaged case by case. 95 % bootstrap "
+        )
+        note += "intervals over subjects; nothing is tested here."
+        header = ["dataset", "line", over, "mean", "runs", "cases", "subjects"]
+        tables.append(Grid(f"{label} over {over}", header, rows, note))
+    return tables
+
+
+def _missing(x: float | None) -> bool:
+    return x is None or np.isnan(x)
 
 
 def _ranks(comparison: "Comparison") -> Grid:

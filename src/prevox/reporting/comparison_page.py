@@ -7,12 +7,11 @@ import pandas as pd
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
 from prevox.evaluation.comparison_tables import LABELS, account, grids, interval, metric_label, number
-from prevox.evaluation.statistics import Interval
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting import page, tables, volumes
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
-from prevox.reporting.label_curves import curve_points, labelled
+from prevox.reporting.folders import Run
 from prevox.reporting.scans import CaseFiles
 
 NAMED = 10  # cases in a sentence; comparison.json names all
@@ -34,6 +33,7 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
         verdicts=found.verdicts,
         account=account(found, NAMED),
         cautions=[*_cautions(compared), *compared.gone, *problems],
+        shown=_shown(compared),
         heads=[{"name": name, "number": True} for name in _metric_heads(compared)],
         overview=[_overview(compared, name, strokes[name]) for name in found.runs],
         several=len(found.datasets) > 1,
@@ -84,7 +84,33 @@ def _cautions(compared: Compared) -> list[str]:
         seen = len(cases & {case for run in runs for case in run.scored.get("trained_on") or []})
         if seen:
             sentences.append(f"{name} was trained on {seen} of the compared cases; they say nothing about new ones.")
+    made = sorted({version for runs in compared.runs.values() for run in runs for version in _versions(run)})
+    if len(made) > 1:
+        versions = ", ".join(made)
+        sentences.append(f"The runs were made by different versions of Prevox ({versions}), whose methods may differ.")
     return sentences
+
+
+def _versions(run: Run) -> list[str]:
+    """What made a run; of scores that are means over seeds, what made all of these."""
+    own = f"{run.environment['prevox']} ({run.environment.get('git')})" if run.environment.get("prevox") else None
+    return list(run.scored.get("versions") or ([own] if own else []))
+
+
+def _seeds(run: Run) -> list[str]:
+    return [str(seed) for seed in run.scored.get("seeds") or []]
+
+
+def _shown(compared: Compared) -> str:
+    """Which masks the viewer shows where scores are means over seeds; "" where it need not be said."""
+    averaged = [run for runs in compared.runs.values() for run in runs if len(_seeds(run)) > 1]
+    if not averaged:
+        return ""
+    seeds = " and ".join(_seeds(averaged[0]))
+    return (
+        f"Scores are means over the seeds {seeds}, also those beside the volumes; the masks are those of seed "
+        f"{averaged[0].scored['shown_seed']} alone."
+    )
 
 
 def _entry(found: Comparison, dataset: str, run: str) -> dict[str, Any]:
@@ -108,8 +134,8 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
     return {
         "name": name,
         "stroke": stroke,
-        "what": tables.describe(run) if run else "",
-        "labels": labelled(run) if run else None,
+        "what": _what(run) if run else "",
+        "labels": tables.labelled(run) if run else None,
         "folders": found.runs[name],
         "scores": [
             {"dataset": entry["dataset"], "mean": number(entry["mean"], decimals),
@@ -124,6 +150,11 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
             if metric in rows and metric != found.metric
         ],
     }  # fmt: skip
+
+
+def _what(run: Run) -> str:
+    seeds = _seeds(run)
+    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else tables.describe(run)
 
 
 def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, Any]]:
@@ -142,9 +173,9 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
          "The area of a circle is the share of bootstrap resamples in which the run has that place; the cross is its "
          "rank on these cases, the line the 95 % interval of the rank.",
          figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all")),
-        (f"{label} over the number of labels",
-         "Means with 95 % bootstrap intervals over subjects; a line goes through the runs of a method.",
-         figures.label_curves(_curve_points(compared, strokes), found.metric)),
+        *((f"{label} over {drawing.name.partition(' over ')[2]}",
+           "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone.",
+           drawing) for drawing in _curves(found, strokes)),
         *((figures.metric_name(metric) + " of every case",
            "A dot is a case, its mean over classes. Box: quartiles and median; diamond: mean; whiskers: up to 1.5 box "
            "widths.",
@@ -154,17 +185,15 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
     return [{"heading": heading, "note": note, "drawing": drawing} for heading, note, drawing in drawn]
 
 
-def _curve_points(compared: Compared, strokes: dict[str, Stroke]) -> list[figures.CurvePoint]:
-    """Runs on curves over the number of labels; none where datasets have numbers of their own."""
-    found = compared.found
-    if len(found.datasets) > 1:
-        return []
-    entries = {name: _entry(found, found.datasets[0]["name"], name) for name in found.runs}
-    means = {
-        name: Interval(*(entry[key] for key in ("mean", "low", "high", "subjects", "cases")))
-        for name, entry in entries.items()
-    }
-    return curve_points({name: own[0] for name, own in compared.runs.items() if len(own) == 1}, means, strokes)
+def _curves(found: Comparison, strokes: dict[str, Stroke]) -> list[Drawing]:
+    """Curves of each dataset; named by it where there are several."""
+    drawings = []
+    for dataset in found.datasets:
+        own = [entry for entry in found.curves if entry["dataset"] == dataset["name"]]
+        for drawing in figures.curves(own, found.metric, strokes):
+            where = f", {dataset['name']}" if len(found.datasets) > 1 else ""
+            drawings.append(Drawing(drawing.name + where, drawing.figure))
+    return drawings
 
 
 def _case_rows(compared: Compared) -> tuple[list[dict[str, Any]], list[list[Any]]]:

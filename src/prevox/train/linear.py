@@ -5,6 +5,7 @@ B views, D H W voxels along z y x (D is absent in 2D).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
@@ -12,7 +13,7 @@ from torch import Tensor
 
 PENALTY = 1e-2  # of the squared weights, beside squared errors whose weights sum to 1, on features of deviation 1
 SMOOTHING = (2, 4, 8)  # sides in voxels of the boxes over which intensities are averaged
-POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+POOL: dict[int, Any] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 MODES = {2: "bilinear", 3: "trilinear"}
 
 
