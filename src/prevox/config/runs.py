@@ -26,6 +26,7 @@ Regions = Annotated[dict[str, tuple[int, ...]], BeforeValidator(_regions_from_wo
 
 
 Metric = Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "lesion_false_positives"]
+ClassMetric = Literal["auc", "average_precision", "ece", "brier"]
 
 
 class RunConfig(Config):
@@ -222,17 +223,16 @@ class CompareConfig(Config):
     """Compare evaluated runs on the same cases: paired tests, effect sizes, ranks and how stable they are."""
 
     runs: Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Field(min_length=1)]
-    """Fine-tuning runs or evaluation folders, as PATH or NAME=PATH; those of one name count as one run, scored on
-    several datasets."""
+    """Fine-tuning runs or evaluation folders, of masks or of probabilities, as PATH or NAME=PATH; those of one name are
+    one run, scored on several datasets."""
     out: Path
     """Folder for the tables and the page."""
-    metric: Metric = "dice"
-    """What is compared: a column of the scores."""
+    metric: Metric | ClassMetric | None = None
+    """What is compared: a column of the scores of masks, or a metric of probabilities; none takes dice or auc."""
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""
     describe: bool = False
-    """Compare no pair: scores, ranks and curves only. For runs that are no rivals, such as one method with 10, 20 and 40
-    labels."""
+    """Compare no pair: scores, ranks, curves only; for runs that are no rivals: one method with 10 and 40 labels."""
 
     @model_validator(mode="after")
     def _something_to_compare_with(self) -> "CompareConfig":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HIGHER_IS_BETTER = {"dice": True, "hd95": False, "nsd": True, "asd": False, "ravd": False}
 HIGHER_IS_BETTER |= {"lesion_sensitivity": True, "lesion_false_positives": False}
+HIGHER_IS_BETTER |= {"auc": True, "average_precision": True, "ece": False, "brier": False}
 TESTS = ("wilcoxon_p", "permutation_p")
 
 
@@ -126,6 +127,8 @@ def verdict(entry: dict[str, Any], metric: str, family: int, name_dataset: bool 
     where = f"{entry['dataset']}: " if name_dataset else ""
     if n < 2:
         return f"{where}one subject says nothing about {run} and {other}."
+    if np.isnan(entry["mean"]):
+        return f"{where}no class has a value, so nothing can be said about {run} and {other}."
     label, decimals = LABELS[metric]
     found = f"{run} minus {other} {interval(entry, decimals, signed=True)} {label}"
     p = p_value(entry["permutation_p_holm"])

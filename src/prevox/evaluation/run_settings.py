@@ -18,8 +18,8 @@ def settings_of(run: Path) -> dict[str, Any]:
     """All settings of a fine-tuning run that are not none, by dotted key; {} if the folder is none.
 
     `labels` is the number of labelled subjects that it was trained on. The settings of its pre-training stand under
-    `pretraining.`; of a checkpoint on the way `pretraining.train.steps` is the checkpoint's. A pre-training whose folder is
-    gone is known by its path alone.
+    `pretraining.`; of a checkpoint on the way `pretraining.train.steps` is the checkpoint's. Of a pre-training whose
+    folder is gone the path alone is known.
     """
     settings = _flat(_config(run))
     if settings.get("verb") != "finetune":

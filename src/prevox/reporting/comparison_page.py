@@ -6,9 +6,9 @@ import pandas as pd
 
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
-from prevox.evaluation.comparison_tables import LABELS, account, grids, interval, metric_label, number
+from prevox.evaluation.comparison_tables import LABELS, OF_CLASSES, account, grids, interval, metric_label, number
+from prevox.reporting import class_page, page, tables, volumes
 from prevox.reporting import comparison_figures as figures
-from prevox.reporting import page, tables, volumes
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
 from prevox.reporting.folders import Run
@@ -21,9 +21,17 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
     """The page as text (whatever comes from data is escaped), and its drawings."""
     found = compared.found
     strokes = {name: run_stroke(place) for place, name in enumerate(found.runs)}
-    sections = _figures(compared, strokes)
-    packed, problems = _volumes(compared)
-    heads, rows = _case_rows(compared)
+    of_classes = found.metric in OF_CLASSES
+    packed: dict[str, Any] | None = None
+    problems: list[str] = []
+    if of_classes:
+        sections = class_page.comparison_sections(found, compared.cases, strokes)
+        heads, rows, case_note = class_page.comparison_rows(found, compared.cases)
+    else:
+        sections = _figures(compared, strokes)
+        packed, problems = _volumes(compared)
+        heads, rows = _case_rows(compared)
+        case_note = f"{metric_label(found)} of every case and class. “mean” is over the classes that count in a case."
     text = page.render(
         "comparison.html.j2",
         {},
@@ -37,6 +45,8 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
         heads=[{"name": name, "number": True} for name in _metric_heads(compared)],
         overview=[_overview(compared, name, strokes[name]) for name in found.runs],
         several=len(found.datasets) > 1,
+        of_classes=of_classes,
+        case_note=case_note,
         metric=metric_label(found),
         sections=sections,
         case_heads=heads,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from prevox.evaluation.curves import curves as points
 from prevox.evaluation.run_settings import settings_of
-from prevox.reporting import figures, page, tables, volumes
+from prevox.reporting import class_page, figures, page, tables, volumes
 from prevox.reporting.comparison_figures import curves
 from prevox.reporting.drawing import Drawing, Stroke, label_colour, run_stroke
 from prevox.reporting.folders import Run
@@ -36,13 +36,15 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     dice_figure = _dice_figure(rows, scored, strokes)
     curves = _curves(runs, strokes)
     over_settings = _over_settings(runs, strokes)
+    classes = class_page.run_section(runs, strokes)
     text = page.render(
         "report.html.j2",
         {"duration": tables.duration},
         title=title,
         volumes=_volumes(runs),
         runs=[_overview(run, strokes[run.name]) for run in runs],
-        headline=tables.headline(runs),
+        headline=[*class_page.run_sentences(runs), *tables.headline(runs)],
+        classes=classes,
         scored=[
             {**_head(run, strokes), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
             for run in scored
@@ -62,7 +64,8 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     )
     drawings = [figure["drawing"] for group in curves for figure in group["figures"]]
     first = [] if dice_figure is None else [dice_figure]
-    return text, [*first, *(part["drawing"] for part in over_settings), *drawings]
+    first += [part["drawing"] for part in [*over_settings, *(classes["sections"] if classes else [])]]
+    return text, [*first, *drawings]
 
 
 def _volumes(runs: list[Run]) -> dict[str, Any] | None:

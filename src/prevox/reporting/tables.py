@@ -215,7 +215,7 @@ def headline(runs: Sequence[Run]) -> list[str]:
             verdict = "the interval excludes 0" if apart else "it contains 0, so these cases cannot tell them apart"
             sentences.append(f"{run.name} minus {first.name}, case by case: {mean} ({spread}); {verdict}.")
     seconds = [run.summary["seconds"] for run in runs if run.summary.get("seconds") is not None]
-    if not sentences:
+    if not sentences and all(run.classified.empty for run in runs):
         sentences.append("Nothing is evaluated yet: this page shows training only.")
     if seconds:
         sentences.append(f"Training took {duration(sum(seconds))} in all.")
@@ -296,7 +296,7 @@ def describe(run: Run) -> str:
     """What the run trained, in one phrase."""
     config = run.config
     if run.verb == "evaluate":
-        return "masks that were only scored"
+        return "masks that were only scored" if run.classified.empty else "probabilities of classes"
     if run.verb == "pretrain":
         method, model = config.get("method") or {}, config.get("model") or {}
         parts = [f"{method.get('name', 'method')} on {_network(model)}"]

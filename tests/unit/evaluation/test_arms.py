@@ -144,7 +144,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"bare: holds no scores\. Make them with: prevox evaluate"):
         aligned(a, tmp_path / "bare")
     (tmp_path / "bare" / "classification.parquet").write_text("")
-    with pytest.raises(RunError, match="bare: holds scores of a classification"):
+    with pytest.raises(RunError, match="bare: holds probabilities of classes"):
         aligned(a, tmp_path / "bare")
     pd.read_parquet(b / "scores.parquet").drop(columns=["subject", "dice"]).to_parquet(b / "scores.parquet")
     with pytest.raises(DataError, match="without subject, dice"):
