@@ -232,7 +232,7 @@ class CompareConfig(Config):
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""
     describe: bool = False
-    """Compare no pair: scores, ranks, curves only; for runs that are no rivals: one method with 10 and 40 labels."""
+    """Compare no pair: scores and curves only; for runs that are no rivals: one method with 10 and with 40 labels."""
 
     @model_validator(mode="after")
     def _something_to_compare_with(self) -> "CompareConfig":

@@ -74,8 +74,10 @@ def grids(comparison: "Comparison") -> list[Grid]:
 
 def summary_grids(comparison: "Comparison") -> list[Grid]:
     """The tables of the mean over classes."""
+    if not comparison.differences:  # what is only described has no places either
+        return [_scores(comparison), *_curves(comparison)]
     tables = [_scores(comparison), _differences(comparison), _ranks(comparison), _stability(comparison)]
-    return [grid for grid in [*tables, *_curves(comparison)] if grid.rows]
+    return [*tables, *_curves(comparison)]
 
 
 def account(comparison: "Comparison", most: int | None = None) -> list[str]:

@@ -134,7 +134,9 @@ def _curve(entries: Sequence[Mapping[str, Any]], over: str, metric: str, strokes
         mean, low, high = (
             np.array([float(entry[key]) for entry in own] * (2 if level else 1)) for key in ("mean", "low", "high")
         )
-        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.09, linewidth=0)
+        for edge in (low, high):
+            axes.plot(x, edge, color=colour, linewidth=0.6, alpha=0.5)
         style = "dashed" if level else strokes[own[0]["runs"][0]].line
         marker = None if level else "o"
         axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=4, label=plain(line))

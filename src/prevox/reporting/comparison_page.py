@@ -14,6 +14,7 @@ from prevox.reporting.drawing import Drawing, Stroke, run_stroke
 from prevox.reporting.folders import Run
 from prevox.reporting.scans import CaseFiles
 
+NAMED_RUNS = 8  # in the heading
 NAMED = 10  # cases in a sentence; comparison.json names all
 
 
@@ -35,7 +36,7 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
     text = page.render(
         "comparison.html.j2",
         {},
-        title=title or f"{' · '.join(found.runs)}: {metric_label(found)}",
+        title=title or f"{_names(found)}: {metric_label(found)}",
         volumes=packed,
         headline=headline(found),
         verdicts=found.verdicts,
@@ -57,13 +58,18 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
     return text, [section["drawing"] for section in sections]
 
 
+def _names(found: Comparison) -> str:
+    return " · ".join(found.runs) if len(found.runs) <= NAMED_RUNS else f"{len(found.runs)} runs"
+
+
 def headline(found: Comparison) -> list[str]:
     """What was compared, on what, and who leads with what certainty, in sentences."""
     better = "higher" if HIGHER_IS_BETTER[found.metric] else "lower"
     where = " and ".join(f"{d['cases']} cases of {d['subjects']} subjects of {d['name']}" for d in found.datasets)
-    sentences = [
-        f"{len(found.runs)} runs compared by {metric_label(found)} ({better} is better) on the same cases: {where}."
-    ]
+    what = f"{len(found.runs)} runs {'compared' if found.differences else 'described'} by {metric_label(found)}"
+    sentences = [f"{what} ({better} is better) on the same cases: {where}."]
+    if not found.differences:
+        return sentences
     overall = [entry for entry in found.ranks if entry["dataset"] is None]
     best = min(entry["rank"] for entry in overall)
     leading = [entry for entry in overall if entry["rank"] == best]
@@ -182,9 +188,10 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
         ("Ranks when other subjects are drawn",
          "The area of a circle is the share of bootstrap resamples in which the run has that place; the cross is its "
          "rank on these cases, the line the 95 % interval of the rank.",
-         figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all")),
+         figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all") if tested else None),
         *((f"{label} over {drawing.name.partition(' over ')[2]}",
-           "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone.",
+           "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone; runs at one "
+           "point are averaged case by case.",
            drawing) for drawing in _curves(found, strokes)),
         *((figures.metric_name(metric) + " of every case",
            "A dot is a case, its mean over classes. Box: quartiles and median; diamond: mean; whiskers: up to 1.5 box "

@@ -256,3 +256,34 @@ def test_other_scans_are_refused(bench_of, tmp_path: Path) -> None:
         check_sources(runner.bench, runner.paths, runner.folder.out)
     with pytest.raises(RunError, match="was begun with"):
         check_sources(runner.bench, {"a": [tmp_path]}, runner.folder.out)
+
+
+def test_label_fractions_are_described_together_after_each_was_compared(bench_of, tmp_path: Path) -> None:
+    """Arms of two label fractions are points of curves, not rivals: no test is made between them."""
+    runner, cells = bench_of(Stand(), labels=[2, "all"], metrics=["dice", "nsd"])
+    for cell in cells:
+        table = {"case": ["c"], "subject": ["s"], "class": ["x"], "dice": [0.5]}
+        pd.DataFrame(table).to_parquet(runner.folder.run(cell) / "evaluation" / "scores.parquet")
+    called = []
+    runner.commands.run = lambda *commands, log, of: called.append((of, commands[0])) or Outcome(0)
+    _compare(runner.bench, cells, runner)
+    assert [of for of, _ in called] == [
+        f"{group}.{metric}" for group in ("labels-2", "labels-all", "over-labels") for metric in ("dice", "nsd")
+    ]
+    words = {of: [str(word) for word in command] for of, command in called}
+    assert "--describe" not in words["labels-2.dice"]
+    assert "--describe" in words["over-labels.dice"]
+    named = [word.partition("=")[0] for word in words["over-labels.dice"] if "=" in word]
+    assert {"mae.vit labels-2", "mae.vit labels-all", "s3d.unet labels-2"} <= set(named)
+    assert len(named) == len(cells)
+
+
+def test_one_label_fraction_needs_no_curve(bench_of) -> None:
+    runner, cells = bench_of(Stand())
+    for cell in cells:
+        table = {"case": ["c"], "subject": ["s"], "class": ["x"], "dice": [0.5]}
+        pd.DataFrame(table).to_parquet(runner.folder.run(cell) / "evaluation" / "scores.parquet")
+    called = []
+    runner.commands.run = lambda *commands, log, of: called.append(of) or Outcome(0)
+    _compare(runner.bench, cells, runner)
+    assert called == ["labels-all.dice"]

@@ -274,7 +274,7 @@ def test_runs_must_agree_on_truth_and_subject_and_the_case_is_named(tmp_path):
         labels["mass"] = labels["mass"].astype(float)
         labels.loc[0, "mass"] = np.nan
 
-    with pytest.raises(DataError, match="mass: (yes|no) in run 'weak' and unknown in run 'strong'"):
+    with pytest.raises(DataError, match=r"mass: (yes|no) in run 'weak' and unknown in run 'strong'"):
         call(altered(tmp_path / "unknown", unknown))
 
 

@@ -174,6 +174,7 @@ def test_runs_that_are_no_rivals_are_described_only(kept):
     assert len(found.curves) == 4
     text = (folder / "out" / "tables.md").read_text()
     assert "Differences" not in text
+    assert "Ranks" not in text
     assert "no difference was tested" in (folder / "out" / "report.html").read_text()
     with pytest.raises(ConfigError, match="found --describe and --baseline"):
         CompareConfig.parse({"runs": runs, "out": folder, "describe": True, "baseline": "scratch"})

@@ -113,7 +113,7 @@ def test_a_curve_has_a_band_and_a_level_is_dashed():
     assert drawing.name == "curve dice over pre-training steps"
     assert axes.get_xlabel() == "pre-training steps (logarithmic)"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["100", "400"]
-    mae, new = axes.lines
+    mae, new = (line for line in axes.lines if line.get_linewidth() > 1)
     assert (list(mae.get_xdata()), list(mae.get_ydata())) == ([100, 400], [0.6, 0.8])
     assert (list(new.get_xdata()), list(new.get_ydata()), new.get_linestyle()) == ([100, 400], [0.5, 0.5], "--")
     band = axes.collections[0].get_paths()[0].vertices
@@ -233,3 +233,19 @@ def test_several_datasets_have_columns_of_their_own(tmp_path):
     assert "on the same cases: 3 cases of 3 subjects of second and 2 cases of 2 subjects of first." in text
     assert "has the best average rank" in text or "share the best average rank" in text
     assert '<th scope="col" class="number">first</th>' in text
+
+
+def test_scores_that_are_means_over_seeds_say_whose_masks_are_shown(tmp_path):
+    """And that versions differ, where they do."""
+    runs = make_experiment(tmp_path)
+    for run in runs:
+        path = Path(run.partition("=")[2] or run) / "evaluation" / "summary.json"
+        content = json.loads(path.read_text()) | {"seeds": [3, 5], "shown_seed": 3, "versions": ["0.1.0", "0.2.0"]}
+        path.write_text(json.dumps(content))
+    compare(CompareConfig(runs=runs, out=tmp_path / "out"))
+    text = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert (
+        "Scores are means over the seeds 3 and 5, also those beside the volumes; the masks are those of seed 3" in text
+    )
+    assert "made by different versions of Prevox (0.1.0, 0.2.0)" in text
+    assert "mean over the seeds 3 and 5" in text
