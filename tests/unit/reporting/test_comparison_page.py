@@ -239,7 +239,7 @@ def test_scores_that_are_means_over_seeds_say_whose_masks_are_shown(tmp_path):
     """And that versions differ, where they do."""
     runs = make_experiment(tmp_path)
     for run in runs:
-        path = Path(run.partition("=")[2] or run) / "evaluation" / "summary.json"
+        path = run / "evaluation" / "summary.json"
         content = json.loads(path.read_text()) | {"seeds": [3, 5], "shown_seed": 3, "versions": ["0.1.0", "0.2.0"]}
         path.write_text(json.dumps(content))
     compare(CompareConfig(runs=runs, out=tmp_path / "out"))
