@@ -19,6 +19,7 @@ from prevox.evaluation.classified import resampled_values
 from prevox.evaluation.compare import compare
 from prevox.evaluation.evaluate import evaluate
 from prevox.evaluation.probability_tables import Classified
+from prevox.evaluation.statistics import tail_share
 from prevox.reporting.class_figures import binned, roc_points
 from prevox.reporting.report import report
 
@@ -88,6 +89,21 @@ def test_false_positives_of_the_exchange_are_at_the_nominal_level():
             runs.append(classified(1 / (1 + np.exp(-(noise + y))), y, subjects))
         found.append(exchange_p(*runs, "auc"))
     assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.085  # 0.05 ± 3 standard errors of 0.011
+
+
+def test_coverage_of_a_difference_in_auc_with_twenty_subjects_of_several_cases():
+    """Two equally good runs, so the true difference is 0; the interval as in `compare`, with fewer resamples."""
+    rng, hits, trials = np.random.default_rng(1), 0, 1000
+    tail = tail_share(20, 0.95)
+    for trial in range(trials):
+        subjects = np.repeat(np.arange(20), rng.integers(2, 6, 20))
+        y = rng.integers(0, 2, (len(subjects), 1))
+        noise = rng.normal(0, 1, (2, 20, 1))[:, subjects] + rng.normal(0, 0.5, (2, *y.shape))
+        runs = [classified(1 / (1 + np.exp(-(own + y))), y, subjects) for own in noise]
+        first, second = (drawn[MEAN, "auc"] for _, drawn in resampled_values(runs, ["auc"], 300, trial))
+        low, high = np.quantile(first - second, [tail, 1 - tail])
+        hits += low <= 0 <= high
+    assert 0.91 <= hits / trials <= 0.97
 
 
 @given(st.integers(0, 10**6))
