@@ -56,8 +56,8 @@ def compare(config: CompareConfig) -> CompareResult:
     metric = config.metric or ("auc" if of_classes else "dice")
     if (metric in OF_CLASSES) != of_classes:
         known = [name for name in HIGHER_IS_BETTER if (name in OF_CLASSES) == of_classes]
-        kind = "probabilities of classes" if of_classes else "masks"
-        raise ConfigError(f"metric: found {metric}; expected one of {', '.join(known)} for scores of {kind}.")
+        kind = "probabilities of classes" if of_classes else "scores of masks"
+        raise ConfigError(f"metric: found {metric}; expected one of {', '.join(known)} for {kind}.")
     arms = read_class_arms(config.runs) if of_classes else read_arms(config.runs, metric)
     names = [arm.name for arm in arms]
     if config.baseline is not None and config.baseline not in names:
