@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.evaluation.arms import PROBABILITIES, UNNAMED, Arm, common_cases, left_out, named_folders, read_summary
+from prevox.evaluation.arms import PROBABILITIES, UNNAMED, Arm, common_cases, left_out, read_summary
 from prevox.evaluation.cases import MEAN
+from prevox.evaluation.named import named_folders
 from prevox.evaluation.probability_tables import Classified
 from prevox.evaluation.run_settings import settings_of
 

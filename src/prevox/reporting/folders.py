@@ -10,7 +10,8 @@ import pandas as pd
 
 from prevox.config.base import read_yaml
 from prevox.errors import RunError
-from prevox.evaluation.arms import PROBABILITIES, short_names
+from prevox.evaluation.arms import PROBABILITIES
+from prevox.evaluation.named import short_names
 from prevox.reporting.scans import CaseFiles
 
 

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.evaluation.made import evaluation
 
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.evaluation.arms import align, read_arms, short_names
+from prevox.evaluation.arms import align, read_arms
+from prevox.evaluation.named import short_names
 
 pytestmark = pytest.mark.unit
 DICE = {"a_1": (0.8, 0.4), "a_2": (0.6, 0.2), "b_1": (1.0, 0.0)}
