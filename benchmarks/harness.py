@@ -3,7 +3,8 @@
 Machines are shared and noisy, so the arms are interleaved, medians are taken, and the ratio is what counts. All arms
 run with `keep_freed_memory`, as the verbs do; the peer gains from it as much as we do, and what it is worth is
 benchmarks/allocator.py. Peaks come from calls of their own, which are not timed: resident memory above what was
-resident before, sampled every few milliseconds, after freed memory has been given back to the system (glibc).
+resident before, sampled every few milliseconds, after freed memory has been given back to the system (glibc). Once a
+benchmark has used a GPU, its peaks are the memory allocated there.
 """
 
 import gc
@@ -48,7 +49,13 @@ def timed(function: Callable[[], Any]) -> Run:
 
 
 def measured(function: Callable[[], Any]) -> Run:
-    """Result, seconds, and peak resident memory above the start in MB, all of it taken from the system anew."""
+    """Result, seconds, and peak memory above the start in MB: the GPU's, else resident memory, all of it taken anew."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        run = timed(function)
+        return replace(run, peak_mb=(torch.cuda.max_memory_allocated() - start) / 2**20)
     process, done, peak = psutil.Process(), threading.Event(), 0
     gc.collect()
     release_freed_memory()

@@ -9,7 +9,13 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # numbers of an OSError t
 
 
 class PrevoxError(Exception):
-    """Base of all errors that are the input's or the environment's doing; the command line prints no traceback."""
+    """Base of all errors that are the input's or the environment's doing; the command line prints no traceback.
+
+    Attributes:
+        exit_code: What the command line leaves with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(PrevoxError, ValueError):
@@ -39,4 +45,10 @@ def _rebuild_data_error(where: str, found: str, expected: str, remedy: str) -> D
 
 
 class RunError(PrevoxError, RuntimeError):
-    """A training, prediction or evaluation cannot go on (non-finite loss, wrong run folder, unfit checkpoint)."""
+    """A training, prediction or evaluation cannot go on (wrong run folder, unfit checkpoint, stopped by a signal)."""
+
+
+class NotFiniteError(RunError):
+    """Loss, gradient or weights of a training are no longer finite: the same settings would end there again."""
+
+    exit_code = 3

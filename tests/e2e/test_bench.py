@@ -77,7 +77,7 @@ def test_every_trial_is_listed_and_the_rate_is_chosen_among_them(ran: tuple[Path
     ]
     for row in listed:
         assert (row["dice"] is None) == (row["lr"] == WILD)
-        assert ("Last good checkpoint" in row["reason"]) == (row["lr"] == WILD)
+        assert row["diverged"] == (row["lr"] == WILD)
         split = json.loads((out / "trials" / row["trial"] / "split.json").read_text())
         (cell,) = (out / "cells").glob(f"phantoms.{row['arm']}.*")
         outer = json.loads((cell / "split.json").read_text())
@@ -210,7 +210,7 @@ def test_a_changed_scan_stops_it_before_anything_runs(scans: Path, tmp_path: Pat
     folder.mkdir(parents=True)
     (tmp_path / "out" / ".lock").touch()
     from prevox.benching.plan import dataset_folder
-    from prevox.benching.run import fingerprint
+    from prevox.benching.sources import fingerprint
     from prevox.config.bench import read_bench
 
     place = folder / dataset_folder("own", read_bench(str(file)).datasets["own"])

@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from prevox.config.runs import CompareConfig, ReportConfig
+from prevox.config.runs import CompareConfig, EvaluateConfig, ReportConfig
 from prevox.evaluation.compare import compare
+from prevox.evaluation.evaluate import evaluate
 from prevox.reporting.report import report
 from tests.e2e.browser import Browser
 from tests.unit.reporting.compared import make_experiment
@@ -334,3 +337,56 @@ def test_on_paper_everything_is_there_and_black_on_white(
     assert browser.js(
         "[...document.querySelectorAll('.scroll')].every((e) => getComputedStyle(e).overflow === 'visible')"
     )
+
+
+@pytest.fixture(scope="module")
+def classes_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two classifications, compared and reported; a class and a case have hostile names."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    truths = rng.integers(0, 2, (40, 2))
+    names = [HOSTILE, *(f"c{number}" for number in range(1, 40))]
+    classes = ["nodule", "<b>mass</b>"]
+    pd.DataFrame(truths, columns=classes).assign(image=names).to_csv(folder / "labels.csv", index=False)
+    for run, strength in (("weak", 0.5), ("strong", 2.0)):
+        p = 1 / (1 + np.exp(-(strength * (2 * truths - 1) + rng.normal(size=truths.shape))))
+        pd.DataFrame(p, columns=classes).assign(image=names).to_csv(folder / f"{run}.csv", index=False)
+        words = {"predictions": folder / f"{run}.csv", "references": folder / "labels.csv", "out": folder / run}
+        evaluate(EvaluateConfig(**words))
+    compare(CompareConfig(runs=(str(folder / "weak"), str(folder / "strong")), out=folder / "out"))
+    runs = report(ReportConfig(runs=(folder / "weak", folder / "strong"), out=folder / "runs.html"))
+    return {"comparison": folder / "out" / "report.html", "runs": runs}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["comparison", "runs"])
+def test_the_pages_of_classifications(
+    browser: Browser, classes_pages: dict[str, Path], name: str, width: int, tmp_path: Path
+) -> None:
+    browser.open(classes_pages[name], width=width)
+    browser.settle()
+    assert [address for address in browser.requests if not address.startswith("data:")] == [
+        classes_pages[name].resolve().as_uri()
+    ]
+    assert browser.complaints == []
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    assert browser.js("document.getElementById('viewer')") is None
+    assert "<b>mass</b>" in browser.js("document.body.textContent")
+    assert browser.js("document.querySelectorAll('main b').length") == 0
+    assert browser.js("document.querySelectorAll('svg').length") >= 3
+    assert picture(browser, f"classes_{name}-{width}", tmp_path).stat().st_size > 0
+
+
+def test_probabilities_sort_and_are_filtered_by_truth(browser: Browser, classes_pages: dict[str, Path]) -> None:
+    browser.open(classes_pages["comparison"])
+    browser.settle()
+    table = "#all-cases table"
+    browser.click("#all-cases thead th:nth-child(6) button")
+    values = [float(text) for text in column(browser, table, 5)]
+    assert len(values) == 80
+    assert values == sorted(values)
+    browser.js(
+        "(() => { const menu = document.querySelectorAll('#all-cases select')[1]; menu.value = 'yes';"
+        "menu.dispatchEvent(new Event('change')); })()"
+    )
+    assert set(column(browser, table, 3)) == {"yes"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prevox.console import console
-from prevox.errors import RunError
+from prevox.errors import NotFiniteError, RunError
 from prevox.signals import Stop
 
 WORKER = (sys.executable, "-u", "-m", "prevox.benching.worker")  # -u: its last words are last in the log
@@ -37,6 +37,11 @@ class Outcome:
     def failed(self) -> bool:
         """Exit code 1 means that some cases failed, which the verb has named; its result is there."""
         return self.code not in (0, 1)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a training was no longer finite, in which the same settings would end again."""
+        return self.code == NotFiniteError.exit_code
 
 
 @dataclass

@@ -2,9 +2,12 @@
 
 Seeds are repetitions on the same cases, so a case's score is the mean over them; averaging first keeps the subject the
 unit of every test. The folds of a cross-validation hold different cases, which are put one below the other.
+Masks cannot be averaged: pictures show those of the first seed.
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prevox.benching.cells import Cell
 from prevox.benching.folder import Folder, read_json
 from prevox.config.bench import BenchFile
+from prevox.evaluation.run_settings import settings_of
 from prevox.output import replacing
 
 if TYPE_CHECKING:
@@ -23,16 +27,21 @@ LISTS = ("failed", "not_predicted", "trained_on")
 def groups(bench: BenchFile, cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, str | None]]]:
     """What is compared with each other: cells of one label fraction, on held-out cases or on an unseen dataset.
 
+    An unseen dataset of several sources gives a comparison for each of them: the same subjects, scored after training
+    on A and on B, are no further subjects.
+
     Returns:
         Name of the comparison → cells, each with the unseen dataset that it was tested on (None: its held-out cases).
     """
+    sources = Counter(name for names in bench.test_on.values() for name in names)
     found: dict[str, list[tuple[Cell, str | None]]] = {}
     for cell in cells:
         if cell.absent is not None:
             continue
         found.setdefault(f"labels-{cell.labels}", []).append((cell, None))
         for name in bench.test_on.get(cell.dataset, ()):
-            found.setdefault(f"labels-{cell.labels}.on-{name}", []).append((cell, name))
+            source = f"{cell.dataset}-" if sources[name] > 1 else ""
+            found.setdefault(f"labels-{cell.labels}.{source}on-{name}", []).append((cell, name))
     return found
 
 
@@ -57,21 +66,66 @@ def average(
             left_out.append(f"{arm} on {dataset}: {len(missing)} of {len(found)} runs are not finished ({missing[0]})")
             continue
         out = folder.out / "averaged" / group / arm.replace(" ", ".") / dataset
-        out.mkdir(parents=True, exist_ok=True)
         label = dataset if found[0][1] is None else f"{dataset} to {found[0][1]}"
-        table = averaged([_read(place) for place in places], label, prefix=f"{dataset}/" if several else "")
-        summaries = [read_json(place / "evaluation" / "summary.json") for place in places]
-        content: dict[str, Any] = {"tolerance_mm": summaries[0].get("tolerance_mm"), "seeds": list(bench.seeds)}
-        for key in LISTS:
-            ids = {str(case) for summary in summaries for case in summary.get(key) or []}
-            content[key] = sorted(f"{dataset}/{case}" if several else case for case in ids)
-        table = table[~table["case"].isin(content["failed"])]  # one seed's score alone would hide the other's failure
-        with replacing(out / "scores.parquet") as path:
-            table.to_parquet(path, index=False)
-        with replacing(out / "summary.json") as path:
-            path.write_text(json.dumps(content, indent=1))
+        _write(out, bench, found, places, label, prefix=f"{dataset}/" if several else "", folder=folder)
         arms.setdefault(arm, []).append(out)
     return arms, left_out
+
+
+def _write(
+    out: Path,
+    bench: BenchFile,
+    found: Sequence[tuple[Cell, str | None]],
+    places: Sequence[Path],
+    label: str,
+    prefix: str,
+    folder: Folder,
+) -> None:
+    """Write an arm's averaged scores, what is said of all its runs, and which masks stand for them in pictures."""
+    import pandas as pd
+
+    summaries = [read_json(place / "evaluation" / "summary.json") for place in places]
+    runs = [folder.run(cell) for cell, _ in found]
+    starts = {cell.pretraining.name: folder.run(cell.pretraining) for cell, _ in found if cell.pretraining}
+    shown = bench.seeds[0]
+    content: dict[str, Any] = {
+        "tolerance_mm": summaries[0].get("tolerance_mm"),
+        "classes": summaries[0].get("classes"),
+        "seeds": list(bench.seeds),
+        "shown_seed": shown,
+        "settings": settings_of(runs[0]),
+        "versions": versions([*runs, *starts.values()]),
+    }
+    for key in LISTS:
+        ids = {str(case) for summary in summaries for case in summary.get(key) or []}
+        content[key] = sorted(f"{prefix}{case}" for case in ids)
+    table = averaged([_read(place) for place in places], label, prefix)
+    table = table[~table["case"].isin(content["failed"])]  # one seed's score alone would hide the other's failure
+    masks = [_masks(place, out, prefix) for (cell, _), place in zip(found, places, strict=True) if cell.seed == shown]
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "scores.parquet") as path:
+        table.to_parquet(path, index=False)
+    with replacing(out / "cases.csv") as path:
+        pd.concat(masks).to_csv(path, index=False)
+    with replacing(out / "summary.json") as path:
+        path.write_text(json.dumps(content, indent=1))
+
+
+def _masks(place: Path, out: Path, prefix: str) -> "pd.DataFrame":
+    """Where the cases of an evaluation lie, as seen from `out`; empty where an older version has not said."""
+    import pandas as pd
+
+    evaluation = place / "evaluation"
+    if not (evaluation / "cases.csv").is_file():
+        return pd.DataFrame(columns=["case", "prediction", "reference", "image"])
+    table = pd.read_csv(evaluation / "cases.csv", dtype=str, keep_default_na=False)
+
+    def seen_from_out(text: str) -> str:
+        beside = not Path(text).is_absolute() and (evaluation / text).exists()
+        return os.path.relpath(evaluation / text, out) if beside else text
+
+    moved = {key: table[key].map(seen_from_out) for key in ("prediction", "reference")}
+    return table.assign(case=prefix + table["case"], **moved)
 
 
 def averaged(tables: "Sequence[pd.DataFrame]", dataset: str, prefix: str = "") -> "pd.DataFrame":

@@ -1,9 +1,7 @@
 """Run what is missing of a plan. A command that fails costs only what needs it; it is named, and the rest goes on."""
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +10,31 @@ from prevox.benching.cells import Cell, Pretraining, Trial
 from prevox.benching.commands import Commands, Outcome
 from prevox.benching.folder import Folder, append_line, mean_dice, read_json, read_lines
 from prevox.benching.plan import dataset_folder, trials
+from prevox.benching.sources import fingerprint
 from prevox.config.base import section, write_yaml
 from prevox.config.bench import BenchFile
 from prevox.config.data import SplitConfig
 from prevox.console import console, warn
-from prevox.errors import ConfigError, DataError, RunError
+from prevox.errors import DataError
 from prevox.output import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FIXED = "Last good checkpoint"  # said where a loss is not finite, which the same settings would end in again
+OLD_WORDS = "Last good checkpoint"  # of a diverged trial, where trials.jsonl has no column that says so
 
 
 class CellFailedError(Exception):
-    """Something that a cell needs has failed."""
+    """Something that a cell needs has failed.
+
+    Args:
+        reason: What and why.
+        diverged: Whether a training was no longer finite: for a trial an outcome like any other.
+    """
+
+    def __init__(self, reason: str, *, diverged: bool = False) -> None:
+        super().__init__(reason)
+        self.diverged = diverged
 
 
 @dataclass
@@ -159,37 +167,39 @@ class Runner:
         scores: dict[float, float] = {}
         planned = trials(self.bench, cell)
         for trial in planned:
-            reason = self._trial(trial, data, start)
-            dice = mean_dice(self.folder.run(trial) / "evaluation")
-            if dice is not None:
-                scores[trial.lr] = dice
-            elif FIXED not in reason:
-                why = reason or "its mean Dice is no number, so no held-out case of the inner split has a class"
+            row = self._trial(trial, data, start)
+            if row["dice"] is not None:
+                scores[trial.lr] = row["dice"]
+            elif not row["diverged"]:
+                why = row["reason"] or "its mean Dice is no number, so no held-out case of the inner split has a class"
                 raise CellFailedError(f"trial of rate {trial.lr:g}: {why}; without it no rate is chosen fairly")
         if planned and not scores:
             raise CellFailedError(f"no rate of {[trial.lr for trial in planned]} gave a finite loss")
         return max(scores, key=lambda rate: scores[rate]) if scores else None
 
-    def _trial(self, trial: Trial, data: Path, start: list[Any]) -> str:
-        """Run a trial unless its outcome is known, and list it.
+    def _trial(self, trial: Trial, data: Path, start: list[Any]) -> dict[str, Any]:
+        """Run a trial unless its outcome is known, and list it; what has failed in this call is listed once.
 
         Returns:
-            Why it has no score; "" if it has one.
+            Its row of trials.jsonl.
         """
-        path, run = self.folder.out / "trials.jsonl", self.folder.run(trial)
+        path, run, cell = self.folder.out / "trials.jsonl", self.folder.run(trial), trial.cell
         known = {row["trial"]: row for row in read_lines(path)}.get(trial.name)
-        if known and (FIXED in known["reason"] or (run / "evaluation" / "summary.json").is_file()):
-            return str(known["reason"])
-        reason = ""
+        if known is not None:
+            known.setdefault("diverged", OLD_WORDS in known["reason"])
+            scored = (run / "evaluation" / "summary.json").is_file()
+            if scored or known["diverged"] or trial.name in self.failures:
+                return {**known, "dice": mean_dice(run / "evaluation")}
+        reason, diverged = "", False
         try:
-            self._once(trial.name)
-            settings = self.with_labels(trial.settings, trial.cell, data)
+            settings = self.with_labels(trial.settings, cell, data)
             self._run(trial, None if self.folder.trained(trial) else settings, data, start)
         except CellFailedError as error:
-            reason = str(error)
-            if FIXED in reason:  # an outcome, not a failure
+            reason, diverged = str(error), error.diverged
+            if diverged:  # an outcome, not a failure
                 self.failures.pop(trial.name, None)
-        cell = trial.cell
+            else:
+                self._note(trial.name, reason)
         row = {
             "trial": trial.name,
             "dataset": cell.dataset,
@@ -199,11 +209,12 @@ class Runner:
             "lr": trial.lr,
             "steps": self.bench.trial_steps,
             "dice": mean_dice(run / "evaluation"),
+            "diverged": diverged,
             "reason": reason,
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         append_line(path, row)
-        return reason
+        return row
 
     def with_labels(self, settings: dict[str, Any], cell: Cell, data: Path) -> dict[str, Any]:
         """Settings with the number of labelled subjects; in a trial not more than the inner split has."""
@@ -231,13 +242,13 @@ class Runner:
 
     def _must(self, outcome: Outcome, name: str) -> None:
         if outcome.failed:
-            self._fail(name, outcome.reason)
+            self._fail(name, outcome.reason, outcome.diverged)
         elif outcome.code:
             self._warn(f"{name}: some cases failed: {outcome.reason}")
 
-    def _fail(self, name: str, reason: str) -> None:
+    def _fail(self, name: str, reason: str, diverged: bool = False) -> None:
         self._note(name, reason)
-        raise CellFailedError(f"{name}: {reason}")
+        raise CellFailedError(f"{name}: {reason}", diverged=diverged)
 
     def _note(self, name: str, reason: str) -> None:
         if name not in self.failures:
@@ -254,74 +265,3 @@ def _labelled(index: "pd.DataFrame", images: list[str]) -> int:
     """Subjects with a label."""
     rows = index.loc[images]
     return int(rows.loc[rows["label_path"].notna(), "subject"].astype(str).nunique())
-
-
-def given_paths(bench: BenchFile, data: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Paths of the datasets, absolute, from NAME=PATH.
-
-    Raises:
-        ConfigError: If a word is no NAME=PATH, names no dataset, or a path does not exist.
-    """
-    found: dict[str, list[Path]] = {}
-    for word in data:
-        name, equals, path = word.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"data: '{word}' is no NAME=PATH; the names are {', '.join(bench.datasets)}.")
-        if name not in bench.datasets:
-            raise ConfigError(f"data: '{name}' is no dataset of the file; expected one of {', '.join(bench.datasets)}.")
-        if not Path(path).exists():
-            raise ConfigError(f"data: {name}={path}: no such folder. Give the folder of the dataset '{name}'.")
-        found.setdefault(name, []).append(Path(path).absolute())
-    return found
-
-
-def needed(bench: BenchFile, cells: list[Cell]) -> list[str]:
-    """Datasets that runnable cells are trained, pre-trained or tested on."""
-    names: dict[str, None] = {}
-    for cell in cells:
-        if cell.absent is None:
-            own = [cell.dataset, *([cell.pretraining.dataset] if cell.pretraining else [])]
-            names |= dict.fromkeys([*own, *bench.test_on.get(cell.dataset, ())])
-    return list(names)
-
-
-def fingerprint(paths: list[Path]) -> dict[str, Any]:
-    """What a dataset consists of, without opening a scan: names and sizes of its files."""
-    return {str(path): sorted(_files(path)) for path in paths}
-
-
-def check_sources(bench: BenchFile, paths: dict[str, list[Path]], out: Path) -> None:
-    """Refuse scans other than those that the bench was begun with.
-
-    Raises:
-        RunError: If a path, or a file's name or size below it, has changed.
-    """
-    for name, given in paths.items():
-        path = out / "data" / dataset_folder(name, bench.datasets[name]) / "source.json"
-        known = read_json(path)
-        if not known:
-            continue
-        now = json.loads(json.dumps(fingerprint(given)))
-        if now.keys() != known.keys():
-            raise RunError(
-                f"dataset {name}: the bench was begun with {', '.join(known)}, and this call gives {', '.join(now)}. "
-                "Give the same --data, or another --out."
-            )
-        for root in now:
-            changed = [row[0] for row in now[root] if row not in known[root]]
-            changed += [row[0] for row in known[root] if row[0] not in {new[0] for new in now[root]}]
-            if changed:
-                raise RunError(
-                    f"dataset {name}: {len(changed)} files below {root} are not those that the bench was begun with "
-                    f"({changed[0]}, for example). Runs on other scans are not mixed: give another --out."
-                )
-
-
-def _files(path: Path) -> Iterator[list[Any]]:
-    if path.is_file():
-        yield [path.name, path.stat().st_size]
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = Path(folder) / name
-            if file.is_file():
-                yield [str(file.relative_to(path)), file.stat().st_size]

@@ -145,7 +145,10 @@ def settings_from(verb: str, args: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the command `prevox`; exits with 0, 1 (finished, but some cases failed) or 2 (could not run)."""
+    """Entry point of the command `prevox`.
+
+    Exits with 0, 1 (finished, but some cases failed), 2 (could not run) or 3 (a training that is no longer finite).
+    """
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -167,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
             result = run(args[0], settings_from(args[0], args[1:]))
     except PrevoxError as error:
         sys.stderr.write(f"prevox {args[0]}: {error}\n")
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -26,6 +26,7 @@ Regions = Annotated[dict[str, tuple[int, ...]], BeforeValidator(_regions_from_wo
 
 
 Metric = Literal["dice", "hd95", "nsd", "asd", "ravd", "lesion_sensitivity", "lesion_false_positives"]
+ClassMetric = Literal["auc", "average_precision", "ece", "brier"]
 
 
 class RunConfig(Config):
@@ -222,14 +223,22 @@ class CompareConfig(Config):
     """Compare evaluated runs on the same cases: paired tests, effect sizes, ranks and how stable they are."""
 
     runs: Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Field(min_length=1)]
-    """Fine-tuning runs or evaluation folders, as PATH or NAME=PATH; those of one name count as one run, scored on
-    several datasets."""
+    """Fine-tuning runs or evaluation folders, of masks or of probabilities, as PATH or NAME=PATH; those of one name are
+    one run, scored on several datasets."""
     out: Path
     """Folder for the tables and the page."""
-    metric: Metric = "dice"
-    """What is compared: a column of the scores."""
+    metric: Metric | ClassMetric | None = None
+    """What is compared: a column of the scores of masks, or a metric of probabilities; none takes dice or auc."""
     baseline: str | None = None
     """Name of the run that the others are compared with; none compares every pair."""
+    describe: bool = False
+    """Compare no pair: scores and curves only; for runs that are no rivals: one method with 10 and with 40 labels."""
+
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> "CompareConfig":
+        if self.describe and self.baseline is not None:
+            raise ValueError("found --describe and --baseline; give one: nothing is compared with a baseline there")
+        return self
 
 
 class ReportConfig(Config):

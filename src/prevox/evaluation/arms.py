@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prevox.errors import ConfigError, DataError, RunError
+from prevox.errors import DataError, RunError
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison_tables import LABELS
+from prevox.evaluation.named import named_folders
+from prevox.evaluation.run_settings import settings_of
 from prevox.evaluation.scoring import LESION_METRICS
 
 COLUMNS = ("case", "subject", "class", "reference_ml")
+PROBABILITIES = "classification.parquet"
 UNNAMED = "unnamed"  # the dataset of cases whose evaluation does not say
 SAME_VOLUME = 1e-4  # relative; the same mask on the same grid, up to rounding
 
@@ -32,6 +35,7 @@ class Arm:
         not_predicted: Ids of references without its prediction.
         trained_on: Ids of scored cases that it was trained on.
         tolerances: Tolerances of NSD in mm, as far as the evaluations say.
+        settings: Dataset → settings of the run that was scored on it, as `settings_of` gives them.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Arm:
     not_predicted: set[str] = field(default_factory=set)
     trained_on: set[str] = field(default_factory=set)
     tolerances: set[float] = field(default_factory=set)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,26 +94,7 @@ def read_arms(runs: Sequence[str], metric: str) -> list[Arm]:
         DataError: If scores cannot be used; the case is named.
         ConfigError: If fewer than two names are left.
     """
-    given = [_name_and_path(run) for run in runs]
-    short = iter(short_names(tuple(_meant(path) for name, path in given if name is None)))
-    folders: dict[str, list[Path]] = {}
-    for name, path in given:
-        folders.setdefault(name or next(short), []).append(path)
-    if len(folders) < 2:
-        raise ConfigError(
-            f"runs: found one run ({next(iter(folders), 'none')}); expected at least two to compare. Give more, as "
-            "PATH or NAME=PATH; paths of one name count as one run."
-        )
-    return [_read_arm(name, paths, metric) for name, paths in folders.items()]
-
-
-def short_names(paths: tuple[Path, ...]) -> list[str]:
-    """The folders' own names, with their parents where two are equal."""
-    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path.name} ({number})" for number, path in enumerate(paths, start=1)]
+    return [_read_arm(name, paths, metric) for name, paths in named_folders(runs).items()]
 
 
 def align(arms: Sequence[Arm], metric: str) -> Alignment:
@@ -125,16 +111,7 @@ def align(arms: Sequence[Arm], metric: str) -> Alignment:
     if metric == "nsd":
         _same_tolerance(arms)
     cases = [list(dict.fromkeys(arm.scores["case"])) for arm in arms]
-    common = set(cases[0]).intersection(*cases[1:])
-    if not common:
-        raise DataError(
-            "runs",
-            found="no case that all of them have ("
-            + "; ".join(f"{arm.name}: {_few(own)}" for arm, own in zip(arms, cases, strict=True))
-            + ")",
-            expected="runs that were scored on the same cases",
-            remedy="Predict and evaluate the same images with each.",
-        )
+    common = common_cases([arm.name for arm in arms], cases)
     tables = [arm.scores[arm.scores["case"].isin(common)] for arm in arms]
     _same_reference(arms, tables)
     subjects = _one_answer(arms, tables, "subject")
@@ -145,8 +122,26 @@ def align(arms: Sequence[Arm], metric: str) -> Alignment:
         groups.setdefault(datasets[case] or UNNAMED, []).append(case)
     return Alignment(
         [_dataset(name, group, [subjects[case] for case in group], tables, metric) for name, group in groups.items()],
-        _left_out(arms, cases, common),
+        left_out(arms, cases, common),
     )
+
+
+def common_cases(names: Sequence[str], cases: Sequence[Sequence[str]]) -> set[str]:
+    """Ids that every run has.
+
+    Raises:
+        DataError: If there are none.
+    """
+    common = set(cases[0]).intersection(*cases[1:])
+    if not common:
+        own = "; ".join(f"{name}: {_few(ids)}" for name, ids in zip(names, cases, strict=True))
+        raise DataError(
+            "runs",
+            found=f"no case that all of them have ({own})",
+            expected="runs that were scored on the same cases",
+            remedy="Predict and evaluate the same images with each.",
+        )
+    return common
 
 
 def case_table(alignment: Alignment, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -173,25 +168,10 @@ def case_table(alignment: Alignment, arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["dataset", "case", "subject", "class", "run", *metrics]]
 
 
-def _name_and_path(run: str) -> tuple[str | None, Path]:
-    name, equals, path = run.partition("=")
-    if not equals or Path(run).exists():  # a folder's own name may hold an equals sign
-        return None, Path(run)
-    if not name.strip() or not path:
-        raise ConfigError(f"runs: '{run}' has no {'path' if name.strip() else 'name'}; expected PATH or NAME=PATH.")
-    return name.strip(), Path(path)
-
-
-def _meant(path: Path) -> Path:
-    """The folder whose name says what was evaluated."""
-    path = path.resolve()
-    return path.parent if path.name == "evaluation" and len(path.parts) > 1 else path
-
-
 def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
     folders = [_evaluation(path) for path in paths]
     tables = [_scores(folder / "scores.parquet", metric) for folder in folders]
-    summaries = [_summary(folder / "summary.json") for folder in folders]
+    summaries = [read_summary(folder / "summary.json") for folder in folders]
     seen: dict[str, Path] = {}
     for folder, table in zip(folders, tables, strict=True):
         for case in dict.fromkeys(table["case"]):
@@ -204,6 +184,11 @@ def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
                 )
             seen[case] = folder
 
+    settings: dict[str, dict[str, Any]] = {}
+    for folder, table, summary in zip(folders, tables, summaries, strict=True):
+        own = summary.get("settings") or settings_of(folder.parent)
+        settings = dict.fromkeys(table["dataset"].unique(), own) | settings
+
     def ids(key: str) -> set[str]:
         return {str(case) for summary in summaries for case in summary.get(key) or []}
 
@@ -215,6 +200,7 @@ def _read_arm(name: str, paths: Sequence[Path], metric: str) -> Arm:
         not_predicted=ids("not_predicted"),
         trained_on=ids("trained_on"),
         tolerances={float(found) for summary in summaries if (found := summary.get("tolerance_mm")) is not None},
+        settings=settings,
     )
 
 
@@ -225,8 +211,8 @@ def _evaluation(path: Path) -> Path:
     for folder in (path, path / "evaluation"):
         if (folder / "scores.parquet").is_file():
             return folder
-        if (folder / "classification.parquet").is_file():
-            raise RunError(f"{folder}: holds scores of a classification; expected those of masks. Compare other runs.")
+        if (folder / PROBABILITIES).is_file():
+            raise RunError(f"{folder}: holds probabilities of classes; expected scores of masks, as other runs have.")
     raise RunError(f"{path}: holds no scores. Make them with: prevox evaluate --predictions {path} --references ...")
 
 
@@ -265,7 +251,12 @@ def _scores(path: Path, metric: str) -> pd.DataFrame:
     return table[[*COLUMNS, "dataset", metric, *others]]
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
+    """What an evaluation says of all its cases; empty where it says nothing.
+
+    Raises:
+        DataError: If the file is no JSON.
+    """
     if not path.is_file():
         return {}
     try:
@@ -357,7 +348,7 @@ def _dataset(name: str, cases: list[str], subjects: list[str], tables: Sequence[
     )
 
 
-def _left_out(arms: Sequence[Arm], cases: Sequence[Sequence[str]], common: set[str]) -> dict[str, dict[str, str]]:
+def left_out(arms: Sequence[Arm], cases: Sequence[Sequence[str]], common: set[str]) -> dict[str, dict[str, str]]:
     """Cases that some run has, or could not segment, and not every one has; with the reason where it is known."""
     every = dict.fromkeys(case for own in cases for case in own)
     every |= dict.fromkeys(sorted(case for arm in arms for case in arm.failed))

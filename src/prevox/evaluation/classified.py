@@ -4,7 +4,7 @@ Shape suffixes: N cases, K classes, R sets of weights (one set is one resample).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] =
     "ece": calibration_error,
     "brier": brier,
 }
+Values = dict[tuple[str, str], np.ndarray]  # (class, metric) → (R,)
 HEADINGS = {"auc": "AUC", "average_precision": "average precision", "ece": "calibration error", "brier": "Brier"}
 TWO_SIDED = ("auc", "average_precision")  # compare positives with negatives
 EXCLUSIVE = ("accuracy", "ece", "brier")  # of the row of all classes together
@@ -47,17 +48,16 @@ def summarise(found: Classified, level: float, resamples: int, seed: int) -> pd.
     Returns:
         One row per class and metric: class, metric, value, low, high, cases, subjects, positives.
     """
-    _, members = np.unique(np.array(found.subjects, dtype=object).astype(str), return_inverse=True)
-    observed = _measured(found, np.ones((1, len(found.cases))))
-    drawn = [_measured(found, counts) for counts in drawn_counts(members, resamples, seed)]
+    members = members_of(found.subjects)
+    observed, drawn = resampled_values([found], METRICS, resamples, seed)[0]
     rows = []
     for (name, metric), value in observed.items():
-        own = np.ones(len(found.cases), bool) if name in (MEAN, ALL) else _known(found, name)
-        resampled = np.concatenate([part[name, metric] for part in drawn])
+        own = np.ones(len(found.cases), bool) if name in (MEAN, ALL) else known(found, name)
+        resampled = drawn[name, metric]
         resampled = resampled[~np.isnan(resampled)]
         number = len(np.unique(members[own]))
         low = high = float("nan")
-        if _varied(found, members, name, metric) and len(resampled):
+        if varied(found, members, name, metric) and len(resampled):
             tail = tail_share(number, level)
             low, high = np.quantile(resampled, [tail, 1 - tail])
         positives = None if name in (MEAN, ALL) else int(np.nansum(found.truths_NK[:, found.classes.index(name)]))
@@ -68,17 +68,57 @@ def summarise(found: Classified, level: float, resamples: int, seed: int) -> pd.
     return pd.DataFrame(rows).astype({"positives": "Int64"})
 
 
-def _measured(found: Classified, weights_RN: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """(R,) values for each (class, metric), in the order of the summary."""
-    values: dict[tuple[str, str], np.ndarray] = {}
+def resampled_values(
+    runs: Sequence[Classified], metrics: Collection[str], resamples: int, seed: int
+) -> list[tuple[Values, Values]]:
+    """Observed and resampled values of classifications of the same cases, the same draws of subjects for all.
+
+    In the resampled mean over classes, a class that a draw leaves without value (without a positive, say) keeps its
+    observed one: were it left out, the mean would be over other classes in one draw than in the next.
+
+    Args:
+        runs: With equal cases, subjects, classes and truths.
+        metrics: Names.
+        resamples: Bootstrap resamples of subjects.
+        seed: Seed of the resampling.
+
+    Returns:
+        Of each run (1,) and (R,) values for each (class, metric).
+    """
+    members = members_of(runs[0].subjects)
+    observed = [measured(run, np.ones((1, len(members))), metrics) for run in runs]
+    parts: list[list[Values]] = [[] for _ in runs]
+    for counts in drawn_counts(members, resamples, seed):
+        for run, own in zip(runs, parts, strict=True):
+            own.append(measured(run, counts, metrics))
+    found = []
+    for run, now, own in zip(runs, observed, parts, strict=True):
+        drawn = {key: np.concatenate([part[key] for part in own]) for key in now}
+        for metric in metrics:
+            values_KR = np.stack([drawn[name, metric] for name in run.classes])
+            now_K1 = np.stack([now[name, metric] for name in run.classes])
+            drawn[MEAN, metric] = _mean(np.where(np.isnan(values_KR), now_K1, values_KR))
+        found.append((now, drawn))
+    return found
+
+
+def members_of(subjects: Sequence[str]) -> np.ndarray:
+    """(N,) the number of each case's subject, from 0 without gaps."""
+    _, members = np.unique(np.array(subjects, dtype=object).astype(str), return_inverse=True)
+    return members
+
+
+def measured(found: Classified, weights_RN: np.ndarray, metrics: Collection[str] = tuple(METRICS)) -> Values:
+    """(R,) values for each (class, metric), in the order of the summary; of the mean over classes under `MEAN`."""
+    values: Values = {}
     for k, name in enumerate(found.classes):
-        known = _known(found, name)
-        p, positive, weights = found.probabilities_NK[known, k], found.truths_NK[known, k] == 1, weights_RN[:, known]
-        for metric, function in METRICS.items():
-            values[name, metric] = function(p, positive, weights) if known.any() else np.full(len(weights), np.nan)
-    for metric in METRICS:
+        own = known(found, name)
+        p, positive, weights = found.probabilities_NK[own, k], found.truths_NK[own, k] == 1, weights_RN[:, own]
+        for metric in metrics:
+            values[name, metric] = METRICS[metric](p, positive, weights) if own.any() else np.full(len(weights), np.nan)
+    for metric in metrics:
         values[MEAN, metric] = _mean(np.stack([values[name, metric] for name in found.classes]))
-    if found.exclusive:
+    if found.exclusive and set(EXCLUSIVE) & set(metrics):
         top = found.probabilities_NK.argmax(axis=1)
         confidence = found.probabilities_NK.max(axis=1)
         right = found.truths_NK[np.arange(len(top)), top] == 1
@@ -89,15 +129,16 @@ def _measured(found: Classified, weights_RN: np.ndarray) -> dict[tuple[str, str]
     return values
 
 
-def _varied(found: Classified, members: np.ndarray, name: str, metric: str) -> bool:
+def varied(found: Classified, members: np.ndarray, name: str, metric: str) -> bool:
     """Whether resampling subjects can say how sure a value is."""
     if name in (MEAN, ALL) or metric not in TWO_SIDED:
-        return len(np.unique(members if name in (MEAN, ALL) else members[_known(found, name)])) > 1
+        return len(np.unique(members if name in (MEAN, ALL) else members[known(found, name)])) > 1
     truths_N = found.truths_NK[:, found.classes.index(name)]
     return all(len(np.unique(members[truths_N == side])) > 1 for side in (0, 1))
 
 
-def _known(found: Classified, name: str) -> np.ndarray:
+def known(found: Classified, name: str) -> np.ndarray:
+    """(N,) whether the reference says whether a case is of a class."""
     return ~np.isnan(found.truths_NK[:, found.classes.index(name)])
 
 
@@ -111,7 +152,7 @@ def _mean(values_KR: np.ndarray) -> np.ndarray:
 
 def undefined(found: Classified) -> dict[str, str]:
     """Classes without AUC and average precision, and why."""
-    sides = {name: set(found.truths_NK[_known(found, name), k]) for k, name in enumerate(found.classes)}
+    sides = {name: set(found.truths_NK[known(found, name), k]) for k, name in enumerate(found.classes)}
     missing = {frozenset(): "no reference", frozenset({0.0}): "no positive", frozenset({1.0}): "no negative"}
     return {name: missing[frozenset(values)] for name, values in sides.items() if len(values) < 2}
 

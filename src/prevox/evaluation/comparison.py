@@ -1,7 +1,7 @@
 """Everything that `prevox compare` computes of aligned runs: scores, differences, tests, ranks, and a verdict."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from prevox.errors import DataError
 from prevox.evaluation.arms import Alignment, Arm, Dataset
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison_tables import LABELS, interval, p_value
+from prevox.evaluation.curves import curves
 from prevox.evaluation.evaluate import LEVEL, RESAMPLES, SEED
 from prevox.evaluation.paired import cohens_d, holm, permutation_p, rank_biserial, subject_means, wilcoxon_p
 from prevox.evaluation.ranks import Stability, stability
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HIGHER_IS_BETTER = {"dice": True, "hd95": False, "nsd": True, "asd": False, "ravd": False}
 HIGHER_IS_BETTER |= {"lesion_sensitivity": True, "lesion_false_positives": False}
+HIGHER_IS_BETTER |= {"auc": True, "average_precision": True, "ece": False, "brier": False}
 TESTS = ("wilcoxon_p", "permutation_p")
 
 
@@ -43,6 +45,8 @@ class Comparison:
         ranks: One entry per dataset and run, and one per run with dataset None for the average over datasets: rank,
             low, high, shares (of the resamples with place 1, 2, ...).
         verdicts: One sentence per dataset and pair.
+        curves: One entry per dataset and point: setting, over (in words), line, x (None: a level), runs, mean, low,
+            high, subjects, cases.
     """
 
     metric: str
@@ -55,9 +59,12 @@ class Comparison:
     differences: list[dict[str, Any]]
     ranks: list[dict[str, Any]]
     verdicts: list[str]
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
 
-def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: str | None = None) -> Comparison:
+def compute(
+    alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: str | None = None, describe: bool = False
+) -> Comparison:
     """All statistics of aligned runs.
 
     Args:
@@ -65,6 +72,7 @@ def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: st
         arms: The runs, in the order of the last axis of the values.
         metric: Column of the scores.
         baseline: Name of the run that the others are compared with; None compares every pair.
+        describe: Whether no pair is compared.
 
     Raises:
         DataError: If a dataset has no case that is counted in every run.
@@ -78,9 +86,10 @@ def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: st
                 expected="cases with a labelled voxel",
                 remedy="Leave the dataset out, or score other classes with prevox evaluate --regions.",
             )
-    if baseline is None:
+    pairs: list[tuple[int, int]] = []
+    if baseline is None and not describe:
         pairs = [(second, first) for first, second in combinations(range(len(names)), 2)]
-    else:
+    elif baseline is not None:
         pairs = [(run, names.index(baseline)) for run in range(len(names)) if names[run] != baseline]
     differences = [entry for dataset in alignment.datasets for entry in _differences(dataset, names, pairs)]
     tested = [entry for entry in differences if entry["class"] == MEAN]
@@ -100,6 +109,7 @@ def compute(alignment: Alignment, arms: Sequence[Arm], metric: str, baseline: st
         differences=differences,
         ranks=_ranks(alignment.datasets, names, metric),
         verdicts=[verdict(entry, metric, family, len(alignment.datasets) > 1) for entry in tested],
+        curves=[entry for dataset in alignment.datasets for entry in _curves(dataset, arms)],
     )
 
 
@@ -117,6 +127,8 @@ def verdict(entry: dict[str, Any], metric: str, family: int, name_dataset: bool 
     where = f"{entry['dataset']}: " if name_dataset else ""
     if n < 2:
         return f"{where}one subject says nothing about {run} and {other}."
+    if np.isnan(entry["mean"]):
+        return f"{where}no class has a value, so nothing can be said about {run} and {other}."
     label, decimals = LABELS[metric]
     found = f"{run} minus {other} {interval(entry, decimals, signed=True)} {label}"
     p = p_value(entry["permutation_p_holm"])
@@ -157,7 +169,24 @@ def tidy(comparison: Comparison) -> "pd.DataFrame":
         rows.append(where | {"quantity": quantity, "value": entry["rank"], "low": entry["low"], "high": entry["high"]})
         shares = enumerate(entry["shares"], start=1)
         rows.extend(where | {"quantity": f"{quantity}_share", "place": place, "value": v} for place, v in shares)
-    columns = ["dataset", "class", "run", "other", "quantity", "place", "value", "low", "high", "cases", "subjects"]
+    for entry in comparison.curves:
+        where = {"dataset": entry["dataset"], "class": MEAN, "run": entry["line"], "x": entry["x"]}
+        where |= {key: entry[key] for key in ("low", "high", "cases", "subjects")}
+        rows.append(where | {"quantity": f"over {entry['setting']}", "value": entry["mean"]})
+    columns = [
+        "dataset",
+        "class",
+        "run",
+        "other",
+        "quantity",
+        "place",
+        "x",
+        "value",
+        "low",
+        "high",
+        "cases",
+        "subjects",
+    ]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["place", "cases", "subjects"], "Int64"))
     table.insert(0, "metric", comparison.metric)
     return table
@@ -196,6 +225,15 @@ def _scores(dataset: Dataset, names: Sequence[str]) -> list[dict[str, Any]]:
                 | dict(zip(("median", "median_low", "median_high"), median, strict=True))
             )
     return entries
+
+
+def _curves(dataset: Dataset, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Curves of the mean over classes, on the cases that are counted in every run."""
+    values = dataset.values[-1]
+    same = np.where(_counted(values)[:, None], values, np.nan)
+    settings = {arm.name: arm.settings.get(dataset.name) or arm.settings.get("") or {} for arm in arms}
+    found = curves(settings, same, dataset.subjects, RESAMPLES, SEED, LEVEL)
+    return [{"dataset": dataset.name, **entry} for entry in found]
 
 
 def _differences(dataset: Dataset, names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 LABELS = {"dice": ("Dice", 3), "hd95": ("mm HD95", 2), "nsd": ("NSD", 3), "asd": ("mm ASD", 2), "ravd": ("RAVD", 3)}
 LABELS |= {"lesion_sensitivity": ("lesion sensitivity", 3), "lesion_false_positives": ("false-positive lesions", 2)}
+LABELS |= {"auc": ("AUC", 3), "average_precision": ("average precision", 3), "ece": ("calibration error", 3)}
+LABELS |= {"brier": ("Brier score", 3)}
+OF_CLASSES = ("auc", "average_precision", "ece", "brier")  # of sets of cases: there is no value of a single one
 NAMED = 20  # cases on the console; the files name all
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -52,6 +55,8 @@ def interval(entry: Mapping[str, Any], decimals: int, signed: bool = False, valu
 
 def p_value(p: float) -> str:
     """A p-value in three decimals."""
+    if np.isnan(p):
+        return "–"
     return "< 0.001" if p < 0.001 else number(p, 3)
 
 
@@ -63,13 +68,21 @@ def metric_label(comparison: "Comparison") -> str:
 
 def grids(comparison: "Comparison") -> list[Grid]:
     """All tables of a comparison."""
+    tables = [*summary_grids(comparison), _classes(comparison), _class_differences(comparison)]
+    return [grid for grid in tables if grid.rows]
+
+
+def summary_grids(comparison: "Comparison") -> list[Grid]:
+    """The tables of the mean over classes."""
+    if not comparison.differences:  # what is only described has no places either
+        return [_scores(comparison), *_curves(comparison)]
     tables = [_scores(comparison), _differences(comparison), _ranks(comparison), _stability(comparison)]
-    return [*tables, _classes(comparison), _class_differences(comparison)]
+    return [*tables, *_curves(comparison)]
 
 
 def account(comparison: "Comparison", most: int | None = None) -> list[str]:
     """What was compared and what was left out, one sentence each; up to `most` cases by name, None for all."""
-    lines = []
+    lines, label = [], metric_label(comparison)
     for dataset in comparison.datasets:
         lines.append(
             f"{dataset['name']}: {dataset['cases']} cases of {dataset['subjects']} subjects that every run has; "
@@ -78,10 +91,12 @@ def account(comparison: "Comparison", most: int | None = None) -> list[str]:
         if dataset["classes_left_out"]:
             names = ", ".join(dataset["classes_left_out"])
             lines.append(f"{dataset['name']}: classes left out because not every run has them: {names}.")
+        for name, reason in dataset.get("undefined", {}).items():
+            lines.append(f"{dataset['name']}: no {label} of {name}: {reason}.")
         for name, cases in dataset["not_counted"].items():
-            label = "the mean over classes" if name == MEAN else f"class {name}"
+            what = "the mean over classes" if name == MEAN else f"class {name}"
             lines.append(
-                f"{dataset['name']}: not counted for {label}, because it is empty in reference and prediction of at "
+                f"{dataset['name']}: not counted for {what}, because it is empty in reference and prediction of at "
                 f"least one run: {_named(cases, most)}."
             )
     if comparison.left_out:
@@ -145,7 +160,7 @@ def say(comparison: "Comparison") -> None:
     """Print the account, the tables of the mean over classes, and the verdict."""
     for line in account(comparison, NAMED):
         console.print(line, markup=False)
-    for grid in grids(comparison)[:4]:
+    for grid in summary_grids(comparison):
         table = Table(title=escape(grid.title), caption=escape(grid.note) or None)
         for title in grid.header:
             table.add_column(escape(title))
@@ -158,11 +173,15 @@ def say(comparison: "Comparison") -> None:
 
 def _scores(comparison: "Comparison") -> Grid:
     label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
+    means = [entry for entry in comparison.scores if entry["class"] == MEAN]
+    if comparison.metric in OF_CLASSES:
+        rows = [[e["run"], interval(e, decimals), str(e["cases"]), str(e["subjects"])] for e in means]
+        note = "Mean over the classes that have a value, with 95 % bootstrap intervals over subjects."
+        return Grid(f"{label} by run", ["run", "mean over classes", "cases", "subjects"], rows, note)
     rows = [
         [e["dataset"], e["run"], interval(e, decimals), interval(e, decimals, value="median"), str(e["cases"]),
          str(e["subjects"])]
-        for e in comparison.scores
-        if e["class"] == MEAN
+        for e in means
     ]  # fmt: skip
     note = "Over cases, each its mean over classes, with 95 % bootstrap intervals over subjects."
     return Grid(f"{label} by run", ["dataset", "run", "mean", "median", "cases", "subjects"], rows, note)
@@ -171,6 +190,19 @@ def _scores(comparison: "Comparison") -> Grid:
 def _differences(comparison: "Comparison") -> Grid:
     label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
     tested = [e for e in comparison.differences if e["class"] == MEAN]
+    if comparison.metric in OF_CLASSES:
+        rows = [
+            [
+                *(f"{e['run']} − {e['other']}", interval(e, decimals, signed=True)),
+                *(p_value(e[key]) for key in ("permutation_p", "permutation_p_holm")),
+            ]
+            for e in tested
+        ]
+        note = (
+            "Of the means over classes on the same cases, 95 % bootstrap interval over subjects; the test exchanges "
+            f"what two runs said, subject by subject. Holm: adjusted for the {len(tested)} rows of this table."
+        )
+        return Grid(f"Differences in {label}", ["runs", "difference", "permutation p", "Holm"], rows, note)
     rows = [
         [
             *(e["dataset"], f"{e['run']} − {e['other']}", interval(e, decimals, signed=True)),
@@ -185,6 +217,36 @@ def _differences(comparison: "Comparison") -> Grid:
         f"Holm: adjusted for the {len(tested)} rows of this table."
     )
     return Grid(f"Differences in {label}", [*header, "Cohen's d", "rank-biserial"], rows, note)
+
+
+def _curves(comparison: "Comparison") -> list[Grid]:
+    """One table for each setting that runs differ in."""
+    label, decimals = metric_label(comparison), LABELS[comparison.metric][1]
+    tables = []
+    for over in dict.fromkeys(entry["over"] for entry in comparison.curves):
+        rows = [
+            [
+                *(e["dataset"], e["line"], "–" if _missing(e["x"]) else f"{e['x']:g}", interval(e, decimals)),
+                *(", ".join(e["runs"]), str(e["cases"]), str(e["subjects"])),
+            ]
+            for e in comparison.curves
+            if e["over"] == over
+        ]
+        note = (
+            "Runs of a line differ in this number alone; those at one point are averaged case by case. 95 % bootstrap "
+        )
+        note += "intervals over subjects; nothing is tested here."
+        header = ["dataset", "line", over, "mean", "runs", "cases", "subjects"]
+        tables.append(Grid(f"{label} over {over}", header, rows, note))
+    return tables
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:.0f}"
+
+
+def _missing(x: float | None) -> bool:
+    return x is None or np.isnan(x)
 
 
 def _ranks(comparison: "Comparison") -> Grid:
@@ -243,10 +305,20 @@ def _by_class(
 ) -> Grid:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     cases: dict[tuple[str, str], int] = {}
+    positives: dict[tuple[str, str], float | None] = {}
     for entry in entries:
         row = (entry["dataset"], entry["class"])
         cells.setdefault(row, {})[column(entry)] = cell(entry)
         cases[row] = entry["cases"]
+        positives[row] = entry.get("positives")
+    if any(value is not None for value in positives.values()):
+        rows = [
+            [row[1], *(found[name] for name in columns), _count(positives[row]), str(cases[row])]
+            for row, found in cells.items()
+        ]
+        note = "Each class against the rest, 95 % intervals over subjects; not tested. With fewer than about ten "
+        note += "positives read the intervals as too narrow."
+        return Grid(title, ["class", *columns, "positives", "cases"], rows, note)
     rows = [[*row, *(found[name] for name in columns), str(cases[row])] for row, found in cells.items()]
     note = "Means over the cases in which the class is counted in every run, 95 % intervals over subjects; not tested."
     return Grid(title, ["dataset", "class", *columns, "cases"], rows, note)

@@ -103,8 +103,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 def _evaluate_table(config: EvaluateConfig) -> EvaluateResult:
     """Probabilities of classes against true classes, both in tables."""
-    for name in ("regions", "lesions"):
-        if getattr(config, name):
+    for name in ("regions", "lesions", "tolerance"):
+        if getattr(config, name) != type(config).model_fields[name].default:
             raise ConfigError(f"{name}: given with a table of probabilities; expected with masks only. Leave it out.")
     found = read_classified(config.predictions, config.references)
     out = config.out or config.predictions.parent / "evaluation"

@@ -75,6 +75,18 @@ def stability(
     return each, _stability(np.mean(observed, axis=0), average, shares_of(average, higher_is_better=False))
 
 
+def stability_of(observed: np.ndarray, resampled: np.ndarray, higher_is_better: bool = True) -> Stability:
+    """Rank stability of values that were resampled elsewhere.
+
+    Args:
+        observed: (runs,).
+        resampled: (resamples, runs).
+        higher_is_better: False for errors.
+    """
+    shares = shares_of(resampled, higher_is_better)
+    return _stability(rank(observed, higher_is_better), rank(resampled, higher_is_better), shares)
+
+
 def shares_of(means: np.ndarray, higher_is_better: bool) -> np.ndarray:
     """Share of resamples in which each run has each place; ties share places equally.
 

@@ -1,7 +1,6 @@
-"""Figures about a comparison: strips of cases with boxes, paired differences, ranks under resampling, label curves."""
+"""Figures about a comparison: strips of cases with boxes, paired differences, ranks under resampling, curves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,9 @@ from prevox.reporting.drawing import INK, Drawing, Stroke, new_axes, plain
 
 Strokes = Mapping[str, Stroke]  # by the name of the run
 MAX_DOTS = 250  # of a strip; the quantiles of more would look the same
+MAX_TICKS = 8  # that can be read side by side
+FAR = 4  # times the smallest number, from where an axis is logarithmic
 WIDTH = 4.6  # inches
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One run on a curve over the number of labelled subjects.
-
-    Attributes:
-        method: Name of the curve.
-        labels: Labelled subjects that the run was trained on.
-    """
-
-    method: str
-    labels: int
-    mean: float
-    low: float
-    high: float
-    stroke: Stroke
 
 
 def metric_name(metric: str) -> str:
@@ -126,34 +110,50 @@ def ranks(entries: Sequence[Mapping[str, Any]], strokes: Strokes, where: str) ->
     return Drawing(f"ranks {where}", figure)
 
 
-def label_curves(points: Sequence[CurvePoint], metric: str) -> Drawing | None:
-    """Means with their intervals over the number of labelled subjects; None if no method has two numbers.
+def curves(entries: Sequence[Mapping[str, Any]], metric: str, strokes: Strokes) -> list[Drawing]:
+    """Means over each setting that runs differ in, one line with its band for each arm; a level is drawn dashed.
 
-    Runs of one method on the same number (seeds, say) are dots of their own; the line goes through their mean.
+    Args:
+        entries: Points of one dataset, as in `Comparison.curves`.
+        metric: Column.
+        strokes: Of the runs; a line takes that of its first run.
     """
-    methods: dict[str, list[CurvePoint]] = {}
-    for point in points:
-        methods.setdefault(point.method, []).append(point)
-    if not any(len({point.labels for point in own}) > 1 for own in methods.values()):
-        return None
+    return [
+        _curve([entry for entry in entries if entry["over"] == over], over, metric, strokes)
+        for over in dict.fromkeys(entry["over"] for entry in entries)
+    ]
+
+
+def _curve(entries: Sequence[Mapping[str, Any]], over: str, metric: str, strokes: Strokes) -> Drawing:
     figure, axes = new_axes((WIDTH, 2.8))
-    axes.set_xscale("log")
-    numbers = sorted({point.labels for own in methods.values() for point in own})
-    for place, (name, own) in enumerate(methods.items()):
-        stroke = own[0].stroke
-        table = pd.DataFrame([(point.labels, point.mean) for point in own], columns=["labels", "mean"])
-        line = table.groupby("labels")["mean"].mean()
-        shift = 1.02 ** (place - (len(methods) - 1) / 2)  # so that intervals of two methods stand side by side
-        axes.plot(line.index * shift, line, color=stroke.colour, linestyle=stroke.line, label=plain(name))
-        for point in own:
-            axes.plot(point.labels * shift, point.mean, "o", color=stroke.colour, markersize=4.5)
-            axes.plot([point.labels * shift] * 2, [point.low, point.high], color=stroke.colour, linewidth=1.2)
-    axes.minorticks_off()
-    axes.set_xticks(numbers, [str(number) for number in numbers])
-    axes.set_xlabel("labelled subjects (logarithmic)")
+    numbers = sorted({float(entry["x"]) for entry in entries if not _is_level(entry)})
+    for line in dict.fromkeys(entry["line"] for entry in entries):
+        own = [entry for entry in entries if entry["line"] == line]
+        colour, level = strokes[own[0]["runs"][0]].colour, _is_level(own[0])
+        x = [numbers[0], numbers[-1]] if level else [float(entry["x"]) for entry in own]
+        mean, low, high = (
+            np.array([float(entry[key]) for entry in own] * (2 if level else 1)) for key in ("mean", "low", "high")
+        )
+        axes.fill_between(x, low, high, color=colour, alpha=0.09, linewidth=0)
+        for edge in (low, high):
+            axes.plot(x, edge, color=colour, linewidth=0.6, alpha=0.5)
+        style = "dashed" if level else strokes[own[0]["runs"][0]].line
+        marker = None if level else "o"
+        axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=4, label=plain(line))
+    far = numbers[0] > 0 and numbers[-1] >= FAR * numbers[0]
+    if far:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    if len(numbers) <= MAX_TICKS:
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+    axes.set_xlabel(over + (" (logarithmic)" if far else ""))
     axes.set_ylabel(metric_name(metric), color=INK, fontsize=8.5)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
-    return Drawing(f"label curves {metric}", figure)
+    return Drawing(f"curve {metric} over {over}", figure)
+
+
+def _is_level(entry: Mapping[str, Any]) -> bool:
+    return entry["x"] is None or bool(np.isnan(entry["x"]))
 
 
 def _rows(names: Sequence[tuple[str, str]], inches: float) -> tuple[Any, Any, list[float]]:

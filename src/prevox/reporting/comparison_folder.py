@@ -41,6 +41,7 @@ def read_comparison(folder: Path) -> Compared:
             raise RunError(f"{folder}: holds no {name}, so it is no comparison. Give the --out of prevox compare.")
     try:
         content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        content.setdefault("curves", [])  # of a version that had none
         found = Comparison(**{field.name: _numbers(content[field.name]) for field in fields(Comparison)})
         cases = pd.read_parquet(folder / "cases.parquet")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,15 +6,15 @@ import pandas as pd
 
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
-from prevox.evaluation.comparison_tables import LABELS, account, grids, interval, metric_label, number
-from prevox.evaluation.statistics import Interval
+from prevox.evaluation.comparison_tables import LABELS, OF_CLASSES, account, grids, interval, metric_label, number
+from prevox.reporting import class_page, page, tables, volumes
 from prevox.reporting import comparison_figures as figures
-from prevox.reporting import page, tables, volumes
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
-from prevox.reporting.label_curves import curve_points, labelled
+from prevox.reporting.folders import Run
 from prevox.reporting.scans import CaseFiles
 
+NAMED_RUNS = 8  # in the heading
 NAMED = 10  # cases in a sentence; comparison.json names all
 
 
@@ -22,21 +22,32 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
     """The page as text (whatever comes from data is escaped), and its drawings."""
     found = compared.found
     strokes = {name: run_stroke(place) for place, name in enumerate(found.runs)}
-    sections = _figures(compared, strokes)
-    packed, problems = _volumes(compared)
-    heads, rows = _case_rows(compared)
+    of_classes = found.metric in OF_CLASSES
+    packed: dict[str, Any] | None = None
+    problems: list[str] = []
+    if of_classes:
+        sections = class_page.comparison_sections(found, compared.cases, strokes)
+        heads, rows, case_note = class_page.comparison_rows(found, compared.cases)
+    else:
+        sections = _figures(compared, strokes)
+        packed, problems = _volumes(compared)
+        heads, rows = _case_rows(compared)
+        case_note = f"{metric_label(found)} of every case and class. “mean” is over the classes that count in a case."
     text = page.render(
         "comparison.html.j2",
         {},
-        title=title or f"{' · '.join(found.runs)}: {metric_label(found)}",
+        title=title or f"{_names(found)}: {metric_label(found)}",
         volumes=packed,
         headline=headline(found),
         verdicts=found.verdicts,
         account=account(found, NAMED),
         cautions=[*_cautions(compared), *compared.gone, *problems],
+        shown=_shown(compared),
         heads=[{"name": name, "number": True} for name in _metric_heads(compared)],
         overview=[_overview(compared, name, strokes[name]) for name in found.runs],
         several=len(found.datasets) > 1,
+        of_classes=of_classes,
+        case_note=case_note,
         metric=metric_label(found),
         sections=sections,
         case_heads=heads,
@@ -47,13 +58,18 @@ def render(compared: Compared, title: str | None) -> tuple[str, list[Drawing]]:
     return text, [section["drawing"] for section in sections]
 
 
+def _names(found: Comparison) -> str:
+    return " · ".join(found.runs) if len(found.runs) <= NAMED_RUNS else f"{len(found.runs)} runs"
+
+
 def headline(found: Comparison) -> list[str]:
     """What was compared, on what, and who leads with what certainty, in sentences."""
     better = "higher" if HIGHER_IS_BETTER[found.metric] else "lower"
     where = " and ".join(f"{d['cases']} cases of {d['subjects']} subjects of {d['name']}" for d in found.datasets)
-    sentences = [
-        f"{len(found.runs)} runs compared by {metric_label(found)} ({better} is better) on the same cases: {where}."
-    ]
+    what = f"{len(found.runs)} runs {'compared' if found.differences else 'described'} by {metric_label(found)}"
+    sentences = [f"{what} ({better} is better) on the same cases: {where}."]
+    if not found.differences:
+        return sentences
     overall = [entry for entry in found.ranks if entry["dataset"] is None]
     best = min(entry["rank"] for entry in overall)
     leading = [entry for entry in overall if entry["rank"] == best]
@@ -84,7 +100,33 @@ def _cautions(compared: Compared) -> list[str]:
         seen = len(cases & {case for run in runs for case in run.scored.get("trained_on") or []})
         if seen:
             sentences.append(f"{name} was trained on {seen} of the compared cases; they say nothing about new ones.")
+    made = sorted({version for runs in compared.runs.values() for run in runs for version in _versions(run)})
+    if len(made) > 1:
+        versions = ", ".join(made)
+        sentences.append(f"The runs were made by different versions of Prevox ({versions}), whose methods may differ.")
     return sentences
+
+
+def _versions(run: Run) -> list[str]:
+    """What made a run; of scores that are means over seeds, what made all of these."""
+    own = f"{run.environment['prevox']} ({run.environment.get('git')})" if run.environment.get("prevox") else None
+    return list(run.scored.get("versions") or ([own] if own else []))
+
+
+def _seeds(run: Run) -> list[str]:
+    return [str(seed) for seed in run.scored.get("seeds") or []]
+
+
+def _shown(compared: Compared) -> str:
+    """Which masks the viewer shows where scores are means over seeds; "" where it need not be said."""
+    averaged = [run for runs in compared.runs.values() for run in runs if len(_seeds(run)) > 1]
+    if not averaged:
+        return ""
+    seeds = " and ".join(_seeds(averaged[0]))
+    return (
+        f"Scores are means over the seeds {seeds}, also those beside the volumes; the masks are those of seed "
+        f"{averaged[0].scored['shown_seed']} alone."
+    )
 
 
 def _entry(found: Comparison, dataset: str, run: str) -> dict[str, Any]:
@@ -108,8 +150,8 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
     return {
         "name": name,
         "stroke": stroke,
-        "what": tables.describe(run) if run else "",
-        "labels": labelled(run) if run else None,
+        "what": _what(run) if run else "",
+        "labels": tables.labelled(run) if run else None,
         "folders": found.runs[name],
         "scores": [
             {"dataset": entry["dataset"], "mean": number(entry["mean"], decimals),
@@ -124,6 +166,11 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
             if metric in rows and metric != found.metric
         ],
     }  # fmt: skip
+
+
+def _what(run: Run) -> str:
+    seeds = _seeds(run)
+    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else tables.describe(run)
 
 
 def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, Any]]:
@@ -141,10 +188,11 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
         ("Ranks when other subjects are drawn",
          "The area of a circle is the share of bootstrap resamples in which the run has that place; the cross is its "
          "rank on these cases, the line the 95 % interval of the rank.",
-         figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all")),
-        (f"{label} over the number of labels",
-         "Means with 95 % bootstrap intervals over subjects; a line goes through the runs of a method.",
-         figures.label_curves(_curve_points(compared, strokes), found.metric)),
+         figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all") if tested else None),
+        *((f"{label} over {drawing.name.partition(' over ')[2]}",
+           "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone; runs at one "
+           "point are averaged case by case.",
+           drawing) for drawing in _curves(found, strokes)),
         *((figures.metric_name(metric) + " of every case",
            "A dot is a case, its mean over classes. Box: quartiles and median; diamond: mean; whiskers: up to 1.5 box "
            "widths.",
@@ -154,17 +202,15 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
     return [{"heading": heading, "note": note, "drawing": drawing} for heading, note, drawing in drawn]
 
 
-def _curve_points(compared: Compared, strokes: dict[str, Stroke]) -> list[figures.CurvePoint]:
-    """Runs on curves over the number of labels; none where datasets have numbers of their own."""
-    found = compared.found
-    if len(found.datasets) > 1:
-        return []
-    entries = {name: _entry(found, found.datasets[0]["name"], name) for name in found.runs}
-    means = {
-        name: Interval(*(entry[key] for key in ("mean", "low", "high", "subjects", "cases")))
-        for name, entry in entries.items()
-    }
-    return curve_points({name: own[0] for name, own in compared.runs.items() if len(own) == 1}, means, strokes)
+def _curves(found: Comparison, strokes: dict[str, Stroke]) -> list[Drawing]:
+    """Curves of each dataset; named by it where there are several."""
+    drawings = []
+    for dataset in found.datasets:
+        own = [entry for entry in found.curves if entry["dataset"] == dataset["name"]]
+        for drawing in figures.curves(own, found.metric, strokes):
+            where = f", {dataset['name']}" if len(found.datasets) > 1 else ""
+            drawings.append(Drawing(drawing.name + where, drawing.figure))
+    return drawings
 
 
 def _case_rows(compared: Compared) -> tuple[list[dict[str, Any]], list[list[Any]]]:

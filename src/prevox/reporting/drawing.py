@@ -94,10 +94,22 @@ def plain(name: str) -> str:
 
 def new_axes(size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure of a size in inches and its axes, in the page's style."""
+    figure, (axes,) = axes_in(size, 1, 1)
+    return figure, axes
+
+
+def axes_in(size: tuple[float, float], rows: int, columns: int) -> tuple[Any, list[Any]]:
+    """A figure of a size in inches and the axes of its panels, row by row, in the page's style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
+    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
+    for axes in panels:
+        _style(axes)
+    return figure, panels
+
+
+def _style(axes: Any) -> None:
     axes.patch.set_alpha(0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -108,4 +120,3 @@ def new_axes(size: tuple[float, float]) -> tuple[Any, Any]:
     axes.xaxis.label.set_fontsize(8.5)
     axes.grid(color=INK, alpha=0.12, linewidth=0.7)
     axes.set_axisbelow(True)
-    return figure, axes

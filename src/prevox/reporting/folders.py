@@ -10,7 +10,8 @@ import pandas as pd
 
 from prevox.config.base import read_yaml
 from prevox.errors import RunError
-from prevox.evaluation.arms import short_names
+from prevox.evaluation.arms import PROBABILITIES
+from prevox.evaluation.named import short_names
 from prevox.reporting.scans import CaseFiles
 
 
@@ -24,6 +25,9 @@ class Run:
         scores: One row per case and class (case, subject, class, dice, hd95, nsd, asd, reference_ml, prediction_ml)
             with volume_error = prediction_ml - reference_ml; empty if not evaluated.
         scored: Content of evaluation/summary.json.
+        classified: Of a classification one row per class and metric (classification.csv); else empty.
+        probabilities: Its cases: case, subject, class, probability, reference; else empty.
+        scored_classes: Content of classification.json.
         files: Where each evaluated case lies.
         predictions: One row per predicted image (image, file, source, label, seconds); empty if nothing was predicted.
         pictures: (step, name, file) in the order of steps.
@@ -42,6 +46,9 @@ class Run:
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     scored: dict[str, Any] = field(default_factory=dict)
+    classified: pd.DataFrame = field(default_factory=pd.DataFrame)
+    probabilities: pd.DataFrame = field(default_factory=pd.DataFrame)
+    scored_classes: dict[str, Any] = field(default_factory=dict)
     files: dict[str, CaseFiles] = field(default_factory=dict)
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: list[tuple[int, str, Path]] = field(default_factory=list)
@@ -71,7 +78,7 @@ def _is_evaluation(path: Path) -> bool:
 
 def _scored(folder: Path) -> bool:
     """Whether a folder holds scores; those that were put together for a comparison are a Parquet file only."""
-    return (folder / "scores.csv").is_file() or (folder / "scores.parquet").is_file()
+    return any((folder / name).is_file() for name in ("scores.csv", "scores.parquet", PROBABILITIES))
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -121,7 +128,18 @@ def _json(path: Path) -> dict[str, Any]:
 def _evaluated(folder: Path) -> dict[str, Any]:
     """The parts of a run that `prevox evaluate` wrote."""
     scores, scored = _scores(folder / "scores.csv"), _json(folder / "summary.json")
-    return {"scores": scores, "scored": scored, "files": _files(folder)}
+    own = {"scores": scores, "scored": scored, "files": _files(folder)}
+    if not (folder / PROBABILITIES).is_file():
+        return own
+    try:
+        probabilities = pd.read_parquet(folder / PROBABILITIES)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{folder / PROBABILITIES}: no table ({reason}). Repeat prevox evaluate.") from None
+    numbers = ["value", "low", "high", "cases", "subjects", "positives"]
+    classified = _table(folder / "classification.csv", numbers=numbers, texts=["class", "metric"])
+    scored_classes = _json(folder / "classification.json")
+    return own | {"classified": classified, "probabilities": probabilities, "scored_classes": scored_classes}
 
 
 def _files(folder: Path) -> dict[str, CaseFiles]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from prevox.reporting import figures, page, tables, volumes
-from prevox.reporting.comparison_figures import label_curves
+from prevox.evaluation.curves import curves as points
+from prevox.evaluation.run_settings import settings_of
+from prevox.reporting import class_page, figures, page, tables, volumes
+from prevox.reporting.comparison_figures import curves
 from prevox.reporting.drawing import Drawing, Stroke, label_colour, run_stroke
 from prevox.reporting.folders import Run
-from prevox.reporting.label_curves import curve_points
 from prevox.reporting.overlays import choose, overlays
 
 CURVES = {  # column of metrics.jsonl -> heading
@@ -34,21 +35,23 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     heads, case_rows = tables.case_table(scored)
     dice_figure = _dice_figure(rows, scored, strokes)
     curves = _curves(runs, strokes)
-    labels_figure = _labels_figure(runs, strokes)
+    over_settings = _over_settings(runs, strokes)
+    classes = class_page.run_section(runs, strokes)
     text = page.render(
         "report.html.j2",
         {"duration": tables.duration},
         title=title,
         volumes=_volumes(runs),
         runs=[_overview(run, strokes[run.name]) for run in runs],
-        headline=tables.headline(runs),
+        headline=[*class_page.run_sentences(runs), *tables.headline(runs)],
+        classes=classes,
         scored=[
             {**_head(run, strokes), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
             for run in scored
         ],
         scores=_score_table(rows, tables.nsd_heading(scored)),
         dice_figure=dice_figure,
-        labels_figure=labels_figure,
+        over_settings=over_settings,
         differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
         cautions=[sentence for run in scored for sentence in tables.cautions(run)],
         case_heads=heads,
@@ -60,7 +63,9 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
         pictures=_kinds_of_pictures(runs),
     )
     drawings = [figure["drawing"] for group in curves for figure in group["figures"]]
-    return text, [*(figure for figure in (dice_figure, labels_figure) if figure is not None), *drawings]
+    first = [] if dice_figure is None else [dice_figure]
+    first += [part["drawing"] for part in [*over_settings, *(classes["sections"] if classes else [])]]
+    return text, [*first, *drawings]
 
 
 def _volumes(runs: list[Run]) -> dict[str, Any] | None:
@@ -152,11 +157,18 @@ def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) ->
     return figures.intervals(drawn, "Dice")
 
 
-def _labels_figure(runs: list[Run], strokes: Strokes) -> Drawing | None:
-    """Mean Dice over the number of labelled subjects, for runs that were scored on the same cases."""
+def _over_settings(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
+    """Mean Dice over the numbers that runs differ in, of those that were scored on the same cases."""
     members = next(iter(tables.same_cases(runs)), [])
-    means = {run.name: mean for run in members if (mean := tables.mean_interval(run)) is not None}
-    return label_curves(curve_points({run.name: run for run in members}, means, strokes), "dice")
+    if not members:
+        return []
+    dice = pd.concat({run.name: tables.mean_dice(run) for run in members}, axis=1)
+    settings = {run.name: settings_of(run.path) for run in members}
+    entries = points(settings, dice.to_numpy(), tables.subjects_of(members[0], dice.index))
+    return [
+        {"heading": f"Mean Dice over {drawing.name.partition(' over ')[2]}", "drawing": drawing}
+        for drawing in curves(entries, "dice", strokes)
+    ]
 
 
 def _differences(first: Run, others: list[Run], strokes: Strokes) -> dict[str, Any]:

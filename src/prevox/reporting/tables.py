@@ -173,14 +173,10 @@ def _pretrained(run: Run) -> bool:
     return run.config.get("pretrained") is not None and not run.config.get("scratch")
 
 
-def settings(run: Run) -> dict[str, str]:
-    """All settings of a run that are not none, by dotted key, as text."""
-    return {key: _text(value) for key, value in _flat(run.config) if value is not None}
-
-
 def _experiment(run: Run) -> dict[str, str]:
     """Settings that the arms of one experiment share."""
-    return {key: value for key, value in settings(run).items() if key not in ARM_SETTINGS}
+    settings = {key: _text(value) for key, value in _flat(run.config) if value is not None}
+    return {key: value for key, value in settings.items() if key not in ARM_SETTINGS}
 
 
 def mean_dice(run: Run) -> pd.Series:
@@ -219,7 +215,7 @@ def headline(runs: Sequence[Run]) -> list[str]:
             verdict = "the interval excludes 0" if apart else "it contains 0, so these cases cannot tell them apart"
             sentences.append(f"{run.name} minus {first.name}, case by case: {mean} ({spread}); {verdict}.")
     seconds = [run.summary["seconds"] for run in runs if run.summary.get("seconds") is not None]
-    if not sentences:
+    if not sentences and all(run.classified.empty for run in runs):
         sentences.append("Nothing is evaluated yet: this page shows training only.")
     if seconds:
         sentences.append(f"Training took {duration(sum(seconds))} in all.")
@@ -300,7 +296,7 @@ def describe(run: Run) -> str:
     """What the run trained, in one phrase."""
     config = run.config
     if run.verb == "evaluate":
-        return "masks that were only scored"
+        return "masks that were only scored" if run.classified.empty else "probabilities of classes"
     if run.verb == "pretrain":
         method, model = config.get("method") or {}, config.get("model") or {}
         parts = [f"{method.get('name', 'method')} on {_network(model)}"]
@@ -342,6 +338,12 @@ def label_names(run: Run) -> dict[int, str]:
     except (OSError, ValueError):
         return names
     return names | {int(value): str(name) for value, name in found.items() if str(value).isdigit()}
+
+
+def labelled(run: Run) -> int | None:
+    """Labelled subjects that a run was fine-tuned on; None where that is not known or not asked."""
+    count = run.summary.get("subjects") or run.config.get("labels")
+    return int(count) if run.verb == "finetune" and count is not None else None
 
 
 def changed_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -22,7 +22,7 @@ from prevox.console import console
 from prevox.data.dataset import RawBatch, ViewLoader, to_device
 from prevox.data.sampler import torch_seed
 from prevox.data.store import Store
-from prevox.errors import ConfigError, RunError
+from prevox.errors import ConfigError, NotFiniteError, RunError
 from prevox.signals import stop_signals
 from prevox.task import Batch, PretrainMethod, StepContext, StepOutput, Task
 from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
@@ -142,7 +142,8 @@ class Engine:
         """Train to the end, or to SIGTERM/SIGUSR1, going on from the last checkpoint in `run`.
 
         Raises:
-            RunError: If loss, gradient or weights stop being finite, or a checkpoint cannot be written.
+            NotFiniteError: If loss, gradient or weights stop being finite.
+            RunError: If a checkpoint cannot be written.
         """
         run.mkdir(parents=True, exist_ok=True)
         reset_peak(self.accelerator.device)
@@ -288,9 +289,9 @@ class Engine:
         if not self.on_any(message is not None):
             return
         if message is None:
-            raise RunError("the training of another process is not finite; its message says where.")
+            raise NotFiniteError("the training of another process is not finite; its message says where.")
         saved = checkpoint_folders(run)
-        raise RunError(
+        raise NotFiniteError(
             f"{message} Last good checkpoint: {saved[-1] if saved else 'none yet'}. Try a lower --optim.lr, a longer "
             "--schedule.warmup, --train.clip 1.0, or --train.precision fp32, in a new run (--out); if it happens with "
             "the same images again, look at them."

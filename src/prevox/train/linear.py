@@ -5,6 +5,7 @@ B views, D H W voxels along z y x (D is absent in 2D).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own abbreviation
@@ -12,7 +13,7 @@ from torch import Tensor
 
 PENALTY = 1e-2  # of the squared weights, beside squared errors whose weights sum to 1, on features of deviation 1
 SMOOTHING = (2, 4, 8)  # sides in voxels of the boxes over which intensities are averaged
-POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
+POOL: dict[int, Any] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 MODES = {2: "bilinear", 3: "trilinear"}
 
 
@@ -125,6 +126,6 @@ def raw_maps(x_BCDHW: Tensor) -> list[Tensor]:
     size = x_BCDHW.shape[2:]
     lines = [torch.linspace(-1, 1, n, device=x_BCDHW.device, dtype=x_BCDHW.dtype) for n in size]
     place = torch.stack(torch.meshgrid(*lines, indexing="ij")).expand(len(x_BCDHW), -1, *size)
-    sides = [[min(side, n) for n in size] for side in SMOOTHING]
-    smooth = [POOL[len(size)](x_BCDHW, side, ceil_mode=True) for side in sides]
+    # boxes that share each axis evenly, since that is where interpolation takes their means to lie
+    smooth = [POOL[len(size)](x_BCDHW, [-(-n // side) for n in size]) for side in SMOOTHING]
     return [torch.cat([x_BCDHW, place, place.square()], dim=1), *smooth]

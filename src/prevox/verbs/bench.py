@@ -12,7 +12,8 @@ from prevox.benching.commands import Commands
 from prevox.benching.folder import Folder
 from prevox.benching.gather import average, groups, versions
 from prevox.benching.plan import plan, trials
-from prevox.benching.run import Runner, check_sources, given_paths, needed
+from prevox.benching.run import Runner
+from prevox.benching.sources import check_sources, given_paths, needed
 from prevox.benching.table import rows_of, show, write_cells
 from prevox.config.base import load_recipe, read_yaml, write_yaml
 from prevox.config.bench import BenchConfig, BenchFile, read_bench
@@ -88,28 +89,42 @@ def bench(config: BenchConfig) -> BenchResult:
 
 
 def _compare(file: BenchFile, cells: list[Cell], runner: Runner) -> None:
-    """Compare the arms of each label fraction, on held-out cases and on each unseen dataset."""
+    """Compare the arms of each label fraction, on held-out cases and each unseen dataset; describe them over labels."""
     out = runner.folder.out
     for made in ("averaged", "comparison"):  # none of an earlier call's stays that would be made otherwise now
         shutil.rmtree(out / made, ignore_errors=True)
+    over_labels: dict[str, dict[str, list[Path]]] = {}
     for group, members in groups(file, cells).items():
         arms, left_out = average(file, runner.folder, members, group)
         for reason in left_out:
             warn(f"comparison {group}: left out: {reason}")
+        labels = f"labels-{members[0][0].labels}"
+        of_all = over_labels.setdefault(f"over-labels{group.removeprefix(labels)}", {})
+        of_all |= {f"{arm} {labels}": places for arm, places in arms.items()}
         if len(arms) < 2:
             console.print(f"comparison {group}: {len(arms)} arms are finished; two are needed", markup=False)
             continue
-        words = ["--runs", *(f"{arm}={place}" for arm, places in arms.items() for place in places)]
+        options: list[object] = []
         if file.baseline in arms:
-            words += ["--baseline", file.baseline]
+            options = ["--baseline", file.baseline]
         elif file.baseline is not None:
             warn(f"comparison {group}: the baseline '{file.baseline}' is not finished; every pair is compared")
-        for metric in file.metrics:
-            name = f"{group}.{metric}"
-            target = ["--metric", metric, "--out", out / "comparison" / name]
-            outcome = runner.commands.run(["compare", *words, *target], log="comparison", of=name)
-            if outcome.failed:
-                runner.failures[f"comparison {name}"] = outcome.reason
+        _compare_arms(arms, options, group, file, runner)
+    for name, arms in over_labels.items():
+        if len({arm.rpartition(" ")[2] for arm in arms}) > 1:
+            _compare_arms(arms, ["--describe"], name, file, runner)
+
+
+def _compare_arms(
+    arms: dict[str, list[Path]], options: list[object], name: str, file: BenchFile, runner: Runner
+) -> None:
+    """One comparison for each metric."""
+    words = ["--runs", *(f"{arm}={place}" for arm, places in arms.items() for place in places), *options]
+    for metric in file.metrics:
+        target = ["--metric", metric, "--out", runner.folder.out / "comparison" / f"{name}.{metric}"]
+        outcome = runner.commands.run(["compare", *words, *target], log="comparison", of=f"{name}.{metric}")
+        if outcome.failed:
+            runner.failures[f"comparison {name}.{metric}"] = outcome.reason
 
 
 def _report(cells: list[Cell], runner: Runner, title: str) -> None:

@@ -1,6 +1,7 @@
 """What is run, what is not run again, and what a failure costs; files stand in for the verbs that would leave them."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from tests.unit.benching.bench_files import content
 from prevox.benching.commands import Outcome
 from prevox.benching.folder import Folder, read_lines
 from prevox.benching.plan import plan
-from prevox.benching.run import Runner, check_sources, given_paths
+from prevox.benching.run import Runner
+from prevox.benching.sources import check_sources, given_paths
 from prevox.config.base import read_yaml
 from prevox.config.bench import BenchFile
-from prevox.errors import ConfigError, RunError
+from prevox.errors import ConfigError, NotFiniteError, RunError
 from prevox.verbs.bench import _compare
 
 pytestmark = pytest.mark.unit
 
-DIVERGED = Outcome(2, "the loss became nan at step 3. Last good checkpoint: none yet.")
+DIVERGED = Outcome(NotFiniteError.exit_code, "the loss became nan at step 3. Last good checkpoint: none yet.")
 CRASHED = Outcome(-9, "killed by SIGKILL (out of memory, perhaps)")
 
 
@@ -140,6 +142,40 @@ def test_a_rate_that_diverges_is_a_trial_like_any_other(bench_of) -> None:
     assert again.ran == [], "its outcome is known"
 
 
+def test_divergence_is_known_by_the_exit_code_not_by_words(bench_of) -> None:
+    over = {"rates": [1e-3, 1.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    wordless = Outcome(NotFiniteError.exit_code, "said nothing")
+    runner, (cell,) = bench_of(Stand(lambda name, lr: wordless if lr == 1.0 else None), **over)
+    assert runner.folder.state(cell) == "done"
+    assert [row["diverged"] for row in read_lines(runner.folder.out / "trials.jsonl")] == [False, True]
+    liar = Outcome(2, "Last good checkpoint: none yet.")
+    runner, (cell,) = bench_of(Stand(lambda name, lr: liar if lr == 2.0 else None), **{**over, "rates": [1e-3, 2.0]})
+    assert "no rate is chosen fairly" in runner.failures[cell.name]
+
+
+def test_a_diverged_trial_of_an_older_version_is_known(bench_of) -> None:
+    """Whose trials.jsonl has no column `diverged`."""
+    over = {"rates": [1e-3, 1.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
+    runner, (cell,) = bench_of(Stand(lambda name, lr: DIVERGED if lr == 1.0 else None), **over)
+    path = runner.folder.out / "trials.jsonl"
+    old = [{key: value for key, value in row.items() if key != "diverged"} for row in read_lines(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in old))
+    shutil.rmtree(runner.folder.run(cell))
+    again = Stand()
+    bench_of(again, **over)
+    assert again.ran == [("finetune", cell.name)]
+
+
+def test_a_trial_that_fails_is_listed_once_in_a_call_whatever_the_number_of_seeds(bench_of) -> None:
+    scratch = {"scratch": {"backbones": ["vit"]}}
+    over = {"rates": [1e-3, 1e-2], "trial_steps": 2, "methods": scratch, "seeds": [0, 1, 2]}
+    runner, cells = bench_of(Stand(lambda name, lr: CRASHED if lr == 1e-2 else None), **over)
+    assert [row["lr"] for row in read_lines(runner.folder.out / "trials.jsonl")] == [1e-3, 1e-2]
+    assert set(runner.failures) >= {cell.name for cell in cells}
+    again, _ = bench_of(Stand(lambda name, lr: CRASHED if lr == 1e-2 else None), **over)
+    assert [row["lr"] for row in read_lines(again.folder.out / "trials.jsonl")] == [1e-3, 1e-2, 1e-2], "tried again"
+
+
 def test_where_every_rate_diverges_the_cell_fails(bench_of) -> None:
     over = {"rates": [1.0, 2.0], "trial_steps": 2, "methods": {"scratch": {"backbones": ["vit"]}}}
     runner, (cell,) = bench_of(Stand(lambda name, lr: DIVERGED), **over)
@@ -220,3 +256,34 @@ def test_other_scans_are_refused(bench_of, tmp_path: Path) -> None:
         check_sources(runner.bench, runner.paths, runner.folder.out)
     with pytest.raises(RunError, match="was begun with"):
         check_sources(runner.bench, {"a": [tmp_path]}, runner.folder.out)
+
+
+def test_label_fractions_are_described_together_after_each_was_compared(bench_of, tmp_path: Path) -> None:
+    """Arms of two label fractions are points of curves, not rivals: no test is made between them."""
+    runner, cells = bench_of(Stand(), labels=[2, "all"], metrics=["dice", "nsd"])
+    for cell in cells:
+        table = {"case": ["c"], "subject": ["s"], "class": ["x"], "dice": [0.5]}
+        pd.DataFrame(table).to_parquet(runner.folder.run(cell) / "evaluation" / "scores.parquet")
+    called = []
+    runner.commands.run = lambda *commands, log, of: called.append((of, commands[0])) or Outcome(0)
+    _compare(runner.bench, cells, runner)
+    assert [of for of, _ in called] == [
+        f"{group}.{metric}" for group in ("labels-2", "labels-all", "over-labels") for metric in ("dice", "nsd")
+    ]
+    words = {of: [str(word) for word in command] for of, command in called}
+    assert "--describe" not in words["labels-2.dice"]
+    assert "--describe" in words["over-labels.dice"]
+    named = [word.partition("=")[0] for word in words["over-labels.dice"] if "=" in word]
+    assert {"mae.vit labels-2", "mae.vit labels-all", "s3d.unet labels-2"} <= set(named)
+    assert len(named) == len(cells)
+
+
+def test_one_label_fraction_needs_no_curve(bench_of) -> None:
+    runner, cells = bench_of(Stand())
+    for cell in cells:
+        table = {"case": ["c"], "subject": ["s"], "class": ["x"], "dice": [0.5]}
+        pd.DataFrame(table).to_parquet(runner.folder.run(cell) / "evaluation" / "scores.parquet")
+    called = []
+    runner.commands.run = lambda *commands, log, of: called.append(of) or Outcome(0)
+    _compare(runner.bench, cells, runner)
+    assert called == ["labels-all.dice"]

@@ -12,6 +12,7 @@ from prevox.benching.folder import Folder
 from prevox.benching.gather import average, averaged, groups, versions
 from prevox.benching.plan import plan
 from prevox.config.bench import BenchFile
+from prevox.reporting.folders import read_run
 
 pytestmark = pytest.mark.unit
 
@@ -73,6 +74,17 @@ def test_label_fractions_and_unseen_datasets_are_comparisons_of_their_own() -> N
     }
 
 
+def test_an_unseen_dataset_of_two_sources_is_not_pooled() -> None:
+    """Its subjects would count twice: once after training on a, once after training on b."""
+    file = bench(test_on={"a": ["unseen"], "b": ["unseen"]})
+    found = groups(file, plan(file))
+    assert {name: {cell.dataset for cell, _ in members} for name, members in found.items()} == {
+        "labels-all": {"a", "b"},
+        "labels-all.a-on-unseen": {"a"},
+        "labels-all.b-on-unseen": {"b"},
+    }
+
+
 def test_an_arm_takes_part_only_with_all_its_seeds(tmp_path: Path) -> None:
     file = bench()
     cells = plan(file)
@@ -125,3 +137,51 @@ def test_versions_that_made_the_runs(tmp_path: Path) -> None:
         if made:
             (tmp_path / name / "environment.json").write_text(json.dumps(made))
     assert versions([tmp_path / name for name in ("one", "two", "two", "three")]) == ["0.1.0 (abc)", "0.2.0"]
+
+
+def write_cell(folder: Folder, cell, dice: float, steps: int = 5) -> None:
+    """A finished cell with a mask, as `prevox evaluate` names it: relative to its table."""
+    run = folder.run(cell)
+    (run / "evaluation").mkdir(parents=True)
+    (run / "predictions").mkdir()
+    (run / "predictions" / "c1.nii.gz").write_bytes(b"")
+    rows = [["c1", "../predictions/c1.nii.gz", "/elsewhere/c1.nii.gz", ""]]
+    columns = ["case", "prediction", "reference", "image"]
+    pd.DataFrame(rows, columns=columns).to_csv(run / "evaluation" / "cases.csv", index=False)
+    scores({("c1", "x"): dice}).to_parquet(run / "evaluation" / "scores.parquet")
+    (run / "evaluation" / "summary.json").write_text(json.dumps({"classes": {"x": [1]}, "tolerance_mm": 1.0}))
+    labels = 3 if cell.labels == "all" else cell.labels
+    (run / "summary.json").write_text(json.dumps({"finished": True, "subjects": labels}))
+    config = {"verb": "finetune", "train": {"steps": steps, "seed": cell.seed}, "out": str(run)}
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "environment.json").write_text(json.dumps({"prevox": f"0.{cell.seed}", "git": None}))
+
+
+def test_the_masks_of_the_first_seed_stand_for_an_arm_and_may_be_moved_with_the_bench(tmp_path: Path) -> None:
+    file = bench(datasets={"a": {}}, seeds=[4, 1])
+    folder = Folder(tmp_path / "out")
+    members = groups(file, plan(file))["labels-all"]
+    for (cell, _), dice in zip(members, (0.2, 0.6), strict=True):
+        write_cell(folder, cell, dice)
+    arms, _ = average(file, folder, members, "labels-all")
+    summary = json.loads((arms["scratch.vit"][0] / "summary.json").read_text())
+    assert (summary["seeds"], summary["shown_seed"], summary["classes"]) == ([4, 1], 4, {"x": [1]})
+    assert summary["settings"] == {"train.steps": 5, "train.seed": 4, "labels": 3}
+    assert summary["versions"] == ["0.1", "0.4"]
+    (tmp_path / "out").rename(tmp_path / "moved")
+    place = tmp_path / "moved" / arms["scratch.vit"][0].relative_to(tmp_path / "out")
+    files = read_run(place, "scratch.vit").files["c1"]
+    (first,) = [cell for cell, _ in members if cell.seed == 4]
+    assert files.prediction.resolve() == tmp_path / "moved" / "cells" / first.name / "predictions" / "c1.nii.gz"
+    assert files.reference == Path("/elsewhere/c1.nii.gz")
+    assert files.image is None
+
+
+def test_an_evaluation_of_an_older_version_has_no_masks_to_show(tmp_path: Path) -> None:
+    file = bench(datasets={"a": {}}, seeds=[0])
+    folder = Folder(tmp_path / "out")
+    ((cell, _),) = members = groups(file, plan(file))["labels-all"]
+    write_cell(folder, cell, 0.5)
+    (folder.run(cell) / "evaluation" / "cases.csv").unlink()
+    arms, _ = average(file, folder, members, "labels-all")
+    assert read_run(arms["scratch.vit"][0], "x").files == {}

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.evaluation.made import evaluation
 
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.evaluation.arms import align, read_arms, short_names
+from prevox.evaluation.arms import align, read_arms
+from prevox.evaluation.named import short_names
 
 pytestmark = pytest.mark.unit
 DICE = {"a_1": (0.8, 0.4), "a_2": (0.6, 0.2), "b_1": (1.0, 0.0)}
@@ -144,7 +145,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"bare: holds no scores\. Make them with: prevox evaluate"):
         aligned(a, tmp_path / "bare")
     (tmp_path / "bare" / "classification.parquet").write_text("")
-    with pytest.raises(RunError, match="bare: holds scores of a classification"):
+    with pytest.raises(RunError, match="bare: holds probabilities of classes"):
         aligned(a, tmp_path / "bare")
     pd.read_parquet(b / "scores.parquet").drop(columns=["subject", "dice"]).to_parquet(b / "scores.parquet")
     with pytest.raises(DataError, match="without subject, dice"):

@@ -227,6 +227,8 @@ def test_files_that_are_no_tables(tables):
     (tables / "empty.csv").write_text("image,nodule\n")
     with pytest.raises(DataError, match=r"empty\.csv: found no row"):
         run_on(tables, predictions=tables / "empty.csv")
+    with pytest.raises(ConfigError, match="tolerance: given with a table of probabilities"):
+        run_on(tables, tolerance=2.0)
     with pytest.raises(ConfigError, match="lesions: given with a table of probabilities"):
         run_on(tables, lesions=("nodule",))
     (tables / "file").write_text("")

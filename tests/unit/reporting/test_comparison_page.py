@@ -14,13 +14,10 @@ from tests.unit.reporting.compared import DICE, HOSTILE, make_experiment
 from prevox.config.runs import CompareConfig, ReportConfig
 from prevox.errors import ConfigError, RunError
 from prevox.evaluation.compare import compare
-from prevox.evaluation.statistics import Interval
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting.comparison_folder import read_comparison
 from prevox.reporting.comparison_page import choose, headline
 from prevox.reporting.drawing import run_stroke
-from prevox.reporting.folders import Run
-from prevox.reporting.label_curves import common, curve_points
 from prevox.reporting.report import report
 
 pytestmark = pytest.mark.unit
@@ -82,35 +79,13 @@ def test_every_figure_is_there_and_a_curve_over_labels_where_runs_differ_in_them
     assert headings == [
         "Differences in Dice, paired",
         "Ranks when other subjects are drawn",
-        "Dice over the number of labels",
+        "Dice over labelled subjects",
         "Dice of every case",
         "HD95 (mm) of every case",
         "NSD of every case",
         "ASD (mm) of every case",
     ]
     assert "labelled subjects (logarithmic)" in page
-
-
-def test_runs_that_differ_in_labels_and_what_goes_with_them_are_one_curve():
-    base = {"verb": "finetune", "pretrained": "runs/mae", "optim": {"lr": 0.01}, "train": {"seed": 0, "steps": 100}}
-    configs = {
-        "mae-10": base | {"labels": 10},
-        "mae-all": base | {"optim": {"lr": 0.002}},
-        "mae-10-again": base | {"labels": 10, "train": {"seed": 1, "steps": 100}},
-        "longer": base | {"labels": 10, "train": {"seed": 0, "steps": 200}},
-        "mae": {"verb": "pretrain"},
-    }
-    runs = {name: Run(Path(name), name, config, "") for name, config in configs.items()}
-    runs["mae-all"].summary["subjects"] = 80
-    means = {name: Interval(0.5, 0.4, 0.6, 4, 5) for name in runs}
-    points = curve_points(runs, means, {name: run_stroke(0) for name in runs})
-    assert [(point.method, point.labels) for point in points] == [("mae", 10), ("mae", 80), ("mae", 10), ("longer", 10)]
-
-
-def test_what_runs_are_called_in_common():
-    assert common(["mae-10", "mae-all"]) == "mae"
-    assert common(["cells/mae.labels_10", "cells/mae.labels_20"]) == "cells/mae.labels"
-    assert common(["a", "b"]) == "a"
 
 
 def test_scores_alone_make_a_page(tmp_path):
@@ -126,16 +101,23 @@ def test_scores_alone_make_a_page(tmp_path):
     assert "ASD (mm) of every case" in text
 
 
-def test_a_curve_needs_two_numbers_of_labels():
-    stroke = run_stroke(0)
-    points = [figures.CurvePoint("mae", 5, 0.7, 0.6, 0.8, stroke), figures.CurvePoint("mae", 5, 0.8, 0.7, 0.9, stroke)]
-    assert figures.label_curves(points, "dice") is None
-    drawing = figures.label_curves([*points, figures.CurvePoint("mae", 20, 0.9, 0.8, 1.0, stroke)], "dice")
+def test_a_curve_has_a_band_and_a_level_is_dashed():
+    def point(line, x, run, mean):
+        where = {"over": "pre-training steps", "line": line, "x": x, "runs": [run]}
+        return where | {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+    entries = [point("mae", 100.0, "mae-100", 0.6), point("mae", 400.0, "mae-400", 0.8), point("new", None, "new", 0.5)]
+    strokes = {name: run_stroke(place) for place, name in enumerate(("mae-100", "mae-400", "new"))}
+    (drawing,) = figures.curves(entries, "dice", strokes)
     (axes,) = drawing.figure.axes
-    line = axes.lines[0]
-    assert list(line.get_xdata()) == [5, 20]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["5", "20"]
-    assert list(line.get_ydata()) == pytest.approx([0.75, 0.9])  # through the mean of two seeds
+    assert drawing.name == "curve dice over pre-training steps"
+    assert axes.get_xlabel() == "pre-training steps (logarithmic)"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["100", "400"]
+    mae, new = (line for line in axes.lines if line.get_linewidth() > 1)
+    assert (list(mae.get_xdata()), list(mae.get_ydata())) == ([100, 400], [0.6, 0.8])
+    assert (list(new.get_xdata()), list(new.get_ydata()), new.get_linestyle()) == ([100, 400], [0.5, 0.5], "--")
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(100.0, 0.5), (100.0, 0.7), (400.0, 0.7), (400.0, 0.9)} <= {(x, round(y, 9)) for x, y in band}
 
 
 def test_differences_are_drawn_by_subject():
@@ -194,7 +176,7 @@ def test_equal_scores_give_an_equal_page(folder, page, tmp_path):
 
 def test_figures_are_written_as_pdf_and_svg(folder, tmp_path):
     report(ReportConfig(comparison=folder, out=tmp_path / "page.html", figures=tmp_path / "figures"))
-    stems = {"differences-dice", "ranks-all", "label-curves-dice"} | {
+    stems = {"differences-dice", "ranks-all", "curve-dice-over-labelled-subjects"} | {
         f"cases-{m}" for m in ("dice", "hd95", "nsd", "asd")
     }
     files = sorted((tmp_path / "figures").iterdir())
@@ -251,3 +233,19 @@ def test_several_datasets_have_columns_of_their_own(tmp_path):
     assert "on the same cases: 3 cases of 3 subjects of second and 2 cases of 2 subjects of first." in text
     assert "has the best average rank" in text or "share the best average rank" in text
     assert '<th scope="col" class="number">first</th>' in text
+
+
+def test_scores_that_are_means_over_seeds_say_whose_masks_are_shown(tmp_path):
+    """And that versions differ, where they do."""
+    runs = make_experiment(tmp_path)
+    for run in runs:
+        path = run / "evaluation" / "summary.json"
+        content = json.loads(path.read_text()) | {"seeds": [3, 5], "shown_seed": 3, "versions": ["0.1.0", "0.2.0"]}
+        path.write_text(json.dumps(content))
+    compare(CompareConfig(runs=runs, out=tmp_path / "out"))
+    text = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert (
+        "Scores are means over the seeds 3 and 5, also those beside the volumes; the masks are those of seed 3" in text
+    )
+    assert "made by different versions of Prevox (0.1.0, 0.2.0)" in text
+    assert "mean over the seeds 3 and 5" in text

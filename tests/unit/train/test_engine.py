@@ -12,7 +12,7 @@ from torch import nn
 from prevox.config.data import NormaliseConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
 from prevox.data.store import Store
-from prevox.errors import ConfigError, RunError
+from prevox.errors import ConfigError, NotFiniteError, RunError
 from prevox.signals import stop_signals
 from prevox.task import Batch, Picture, StepContext, StepOutput, Task, ViewGroup
 from prevox.train.checkpoint import checkpoint_folders, save_checkpoint
@@ -114,7 +114,7 @@ def test_sigterm_saves_and_the_resumed_run_equals_an_uninterrupted_one(tiny_stor
 
 
 def test_non_finite_loss_names_step_images_and_last_checkpoint(tiny_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         engine(tiny_store, Toy(at=5, do="nan"), checkpoint_every=2, log_every=100).fit(tmp_path, "run")
     message = str(caught.value)
     assert "at step 5" in message
@@ -129,7 +129,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_a_checkpoint(
     clip: float | None, tiny_store: Path, tmp_path: Path
 ) -> None:
     # step 5's loss is finite; its update spoils the weights, and a checkpoint is due right after it
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         engine(tiny_store, Toy(at=5, do="root"), checkpoint_every=5, log_every=100, clip=clip).fit(tmp_path, "run")
     message = str(caught.value)
     assert "the norm of the gradient became nan at step 5" in message
@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_a_checkpoint(
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tiny_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="'updates' is not finite after step 4") as caught:
+    with pytest.raises(NotFiniteError, match="'updates' is not finite after step 4") as caught:
         engine(tiny_store, Toy(at=4, do="buffer"), checkpoint_every=2).fit(tmp_path, "run")
     assert "step_00000002" in str(caught.value)
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_00000002"]

@@ -89,6 +89,17 @@ def test_raw_maps_hold_intensities_means_and_place() -> None:
     torch.testing.assert_close(smooth[2].flatten(), x.flatten(2).mean(2).flatten())
 
 
+@pytest.mark.parametrize("n", [5, 7, 9, 12, 17])
+def test_means_over_boxes_lie_where_interpolation_takes_them_to_be(n: int) -> None:
+    """Sides that no box divides: a ramp stays centred, and its mirror image gives mirrored means."""
+    ramp = torch.arange(float(n)).expand(1, 1, 4, 4, n)
+    for m, back in zip(raw_maps(ramp)[1:], raw_maps(ramp.flip(-1))[1:], strict=True):
+        line = m[0, 0, 0, 0]
+        torch.testing.assert_close(back[0, 0, 0, 0], line.flip(0))
+        centres = (torch.arange(len(line)) + 0.5) * n / len(line) - 0.5
+        assert (line - centres).abs().max() <= 0.5  # boxes end at whole voxels
+
+
 def test_an_offset_that_wins_every_row_wins_the_last_one_too() -> None:
     score_NK, y_N = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 1])
     offset_K = best_offsets(score_NK, y_N, torch.ones(2))
