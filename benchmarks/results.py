@@ -2,6 +2,7 @@
 
     python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2    # study=its folder
     python benchmarks/results.py docs/results.md speed=FILE.jsonl dry-run=FILE   # lines that benchmarks printed
+    python benchmarks/results.py docs/results.md bench-hippocampus-cpu=OUT       # a folder of `prevox bench`
 
 No number in it is typed. Sections that are not named stay as they are.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench_section import bench_section
 from prevox.config.base import read_yaml
 from prevox.evaluation.statistics import Interval, paired_difference
 from study import STUDIES, Study
@@ -147,6 +149,12 @@ def minutes_of(out: Path) -> tuple[float, float]:
     return training / 60, whole / 60
 
 
+def note_of(name: str) -> str:
+    """What a reader must know beside the numbers of a section."""
+    file = NOTES / f"{name}.md"
+    return file.read_text() if file.is_file() else ""
+
+
 def section(name: str, out: Path) -> str:
     study = STUDIES[name]
     runs = [out / run for run in study.pretrain]
@@ -155,7 +163,7 @@ def section(name: str, out: Path) -> str:
     root = pd.read_parquet(out / "catalogue.parquet")["root"].iloc[0]
     commands = (out / "commands.txt").read_text().replace(root, "DATA")
     training, whole = minutes_of(out)
-    note = (NOTES / f"{name}.md").read_text() if (NOTES / f"{name}.md").is_file() else ""
+    note = note_of(name)
     return "\n".join(
         [
             f"## {name}\n",
@@ -235,7 +243,11 @@ def main(target: Path, given: list[str]) -> None:
     _, *old = target.read_text().split("\n## ") if target.is_file() else [HEAD]
     sections = {text.partition("\n")[0]: f"## {text}" for text in old}
     for name, _, path in (word.partition("=") for word in given):
-        sections[name] = PRINTED[name](Path(path)) if name in PRINTED else section(name, Path(path))
+        if name.startswith("bench-"):
+            file = name.removeprefix("bench-")
+            sections[file] = bench_section(file, Path(path), note_of(file))
+        else:
+            sections[name] = PRINTED[name](Path(path)) if name in PRINTED else section(name, Path(path))
     target.write_text("\n".join([HEAD, *(text.rstrip("\n") + "\n" for text in sections.values())]))
 
 
