@@ -45,7 +45,9 @@ def parse(schema: type[BaseModel], args: Sequence[str], defaults: Mapping[str, A
 
 def _loose(schema: type[BaseModel], defaults: Mapping[str, Any], optional: bool = False) -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
+    own_first = sorted(schema.model_fields, key=lambda name: name not in schema.__annotations__)
+    for name in own_first:
+        field = schema.model_fields[name]
         nested, may_be_none = _nested(field.annotation)
         if nested is not None:
             inner = _loose(nested, section(defaults, name), optional or may_be_none)

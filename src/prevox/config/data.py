@@ -1,5 +1,6 @@
 """Settings of `catalogue` and `prepare`, and of how images are cut, normalised, augmented and split for training."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,17 @@ class DicomConfig(Config):
     in them only."""
 
 
-class CatalogueConfig(Config):
+class WorkConfig(Config):
+    """How the cases of `catalogue` and `prepare` are worked on."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes; 0 takes the number of cores. 1 works in this process, where a file that crashes its decoder ends
+    everything and nothing limits the time."""
+    timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds after which a case that is not finished is stopped and left out."""
+
+
+class CatalogueConfig(WorkConfig):
     """Recognise what lies in folders of scans, print it as a table, write one row per image and a page of pictures."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
@@ -44,6 +55,24 @@ class CatalogueConfig(Config):
     """Series, tilt and ids of DICOM."""
     rules: RulesConfig = RulesConfig()
     """Quality rules: thresholds, and which rules exclude an image from what follows."""
+    shard: str | None = None
+    """I/N: read only part I of N, counted from 1, for the tasks of a job array, which may run at the same time. The
+    call without it, after them, writes the table."""
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Number of the shard, from 0, and number of shards."""
+        if self.shard is None:
+            return None
+        number, _, count = self.shard.partition("/")
+        return int(number) - 1, int(count)
+
+    @model_validator(mode="after")
+    def _shard_exists(self) -> "CatalogueConfig":
+        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard or "1/1")
+        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError(f"shard {self.shard}: expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4")
+        return self
 
 
 class PlanConfig(Config):
@@ -57,7 +86,7 @@ class PlanConfig(Config):
     """Network and memory to plan for: S for two CPU cores; M, L, XL for a GPU of 8, 24, 40 GB."""
 
 
-class PrepareConfig(Config):
+class PrepareConfig(WorkConfig):
     """Reorient, crop, resample and write images as an OME-Zarr store; a killed run goes on where it was."""
 
     catalogue: Path
@@ -71,8 +100,6 @@ class PrepareConfig(Config):
     """Cut away borders that are zero in every channel."""
     order: Literal[1, 3] = 3
     """Spline order of image resampling. Labels are always resampled linearly, class by class."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0 takes the number of cores."""
     excluded: bool = False
     """Prepare also the images that the catalogue's rules exclude."""
     strict: bool = False

@@ -6,22 +6,20 @@ A scan that cannot be used is named with its reason in `NAME.failures.csv` besid
 import csv
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
 from prevox.config.data import CatalogueConfig
 from prevox.console import console
-from prevox.data.catalogue_table import print_catalogue, print_hint
+from prevox.data.catalogue_rows import DETACHED, content_hash, file_digest, read_rows
+from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
@@ -34,7 +32,6 @@ from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
 
 SCHEMA = 2
-_DETACHED = (".mhd", ".nhdr")  # text files beside their voxels
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,9 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.group is not None and config.table is None and not any(entry.table for entry in cases):
         raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
     entries = _unique_ids(cases)
-    rows, failures = _read_all(entries, config.strict)
+    rows, failures = read_rows(entries, config, _row_or_reason)
+    if config.shard is not None:
+        return _part_done(config, rows, failures)
     reasons = config.out.with_suffix(".failures.csv")
     _write_failures(reasons, failures)
     if not rows:
@@ -106,6 +105,18 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
             print_hint(root, [entry.image for entry in used if entry.root == root])
     thumbnails = {row["image"]: row["thumbnail"] for row in rows.values()}
     return CatalogueResult(config.out, table, failures, thumbnails)
+
+
+def _part_done(config: CatalogueConfig, rows: dict[int, Any], failures: list[tuple[str, str]]) -> CatalogueResult:
+    """Say what one task of a job array has read; the table is written by the call without --shard."""
+    print_failures(failures)
+    console.print(
+        f"shard {config.shard}: {len(rows)} images read. When all shards are done, the same call without --shard "
+        f"writes {config.out}; it reads only what is missing.",
+        markup=False,
+        soft_wrap=True,
+    )
+    return CatalogueResult(config.out, pd.DataFrame(list(rows.values())), failures)
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:
@@ -193,26 +204,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
-def _read_all(entries: Sequence[Entry], strict: bool) -> tuple[dict[int, dict[str, Any]], list[tuple[str, str]]]:
-    """Rows by position of their entry, and failures."""
-    rows: dict[int, dict[str, Any]] = {}
-    failures: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(_row_or_reason, entries)
-        shown = track(
-            results, "reading", len(entries), console=console, transient=True, disable=not console.is_terminal
-        )
-        for position, (entry, result) in enumerate(zip(entries, shown, strict=True)):
-            if isinstance(result, dict):
-                rows[position] = result
-            elif strict:
-                pool.shutdown(cancel_futures=True)
-                raise result
-            else:
-                failures.append((entry.image, str(result)))
-    return rows, failures
-
-
 def _row_or_reason(entry: Entry) -> dict[str, Any] | Exception:
     try:
         return _row(entry)
@@ -248,7 +239,7 @@ def _row(entry: Entry) -> dict[str, Any]:
                 expected="a label map",
                 remedy="Put the image's label map there, or take the file out of the labels.",
             )
-    image_hash = hashlib.sha256("".join(digests).encode()).hexdigest()
+    image_hash = content_hash(digests)
     identity = {
         "image": entry.image,
         "collection": entry.collection,
@@ -296,13 +287,11 @@ def _digest(image: Image) -> str:
     For DICOM of affine and voxels: the list of files changes with their place.
     """
     path = image.header.path
-    if suffix_of(path) == SERIES:
-        digest = hashlib.sha256(image.header.affine.tobytes())
-    else:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    if suffix_of(path) in (*_DETACHED, SERIES):
-        digest.update(np.ascontiguousarray(image.array_CIJK).data)
+    if suffix_of(path) not in (*DETACHED, SERIES):
+        return file_digest(path)
+    head = image.header.affine.tobytes() if suffix_of(path) == SERIES else path.read_bytes()
+    digest = hashlib.sha256(head)
+    digest.update(np.ascontiguousarray(image.array_CIJK).data)
     return digest.hexdigest()
 
 

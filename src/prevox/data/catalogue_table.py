@@ -40,12 +40,17 @@ def print_catalogue(
             )
     _print_rules(table, rules)
     _print_advice(table)
-    for image, reason in failures[:_SHOWN_FAILURES]:
-        console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
+    print_failures(failures[:_SHOWN_FAILURES])
     if failures:
         more = f", {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
         console.print(f"[red]{len(failures)} left out[/red]{more}; all reasons: {escape(str(reasons))}")
     console.print(f"{len(table)} images in {escape(str(path))}")
+
+
+def print_failures(failures: Sequence[tuple[str, str]]) -> None:
+    """Name images that were left out, with the reasons."""
+    for image, reason in failures:
+        console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
 
 
 def _print_advice(table: pd.DataFrame) -> None:

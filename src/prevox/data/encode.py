@@ -26,11 +26,13 @@ class Case:
         hash: Of the contents of its files.
         slice_CYX: Channels, rows and columns where the prepared image is one voxel thick (a crop may leave fewer rows
             and columns); None for volumes.
+        memory: Bytes that preparing it takes at most, about.
     """
 
     row: dict[str, Any]
     hash: str
     slice_CYX: tuple[int, int, int] | None = None
+    memory: int = 0
 
     @property
     def image(self) -> str:

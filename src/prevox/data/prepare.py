@@ -22,12 +22,13 @@ from prevox.console import console, warn
 from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
 from prevox.data.geometry import canonical_axes, spacing_of
 from prevox.data.group import read_attributes, update_attributes, write_image_group
+from prevox.data.memory import preparing_bytes
 from prevox.data.pack import Packer, packed_images, remove_replaced_packs, update_rows
 from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Failure, run_cases
 from prevox.data.store import image_folder, read_info
 from prevox.data.store_files import StoreFiles
-from prevox.data.temporary import remove_stale, temporary_path
+from prevox.data.temporary import is_temporary, remove_stale, temporary_path
 from prevox.errors import ConfigError, PrevoxError, RunError
 
 if TYPE_CHECKING:
@@ -81,14 +82,16 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         catalogue = wanted(config.catalogue, catalogue, "--excluded takes them; or catalogue with other --rules.")
     rows: list[dict[str, Any]] = catalogue.to_dict("records")  # type: ignore[assignment]  # keys are column names
     settings = PrepareSettings(_spacing(config, rows), config.crop, config.order)
-    all_cases = [Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings)) for row in rows]
+    all_cases = [
+        Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings), preparing_bytes(row, settings))
+        for row in rows
+    ]
     given = config.plain()
     user_settings = {name: given[name] for name in ("spacing", "crop", "order")}
     with _writing(config.out):
         _open_folder(config, settings, user_settings)
-        remove_stale(config.out)
-        remove_stale(config.out / "images")
-        remove_stale(config.out / "packs")
+        (config.out / "images").mkdir(exist_ok=True)
+        _remove_leftovers(config.out)
         cases = _to_do(config.out, all_cases, settings)
     console.print(
         f"{len(rows)} images in {config.catalogue}, {len(rows) - len(cases)} already in {config.out}", markup=False
@@ -99,6 +102,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     finally:
         # also after an interruption: what is finished can be used
         with _writing(config.out):
+            _remove_leftovers(config.out)  # of workers that have died or were stopped
             write_failures(config.out, failures)
             hashes = {case.image: case.hash for case in all_cases}
             index = write_tables(config.out, hashes, settings.plain(), user_settings)
@@ -130,7 +134,16 @@ def _results(
     config: PrepareConfig, work: Callable[[Case], T], cases: list[Case], failures: list[tuple[str, str]]
 ) -> Iterator[tuple[Case, T | None]]:
     """Run the cases; yield each with its result, or with None if it has failed, and say so."""
-    for case, result in run_cases(work, cases, config.workers, lambda case: case.image, "preparing"):
+    results = run_cases(
+        work,
+        cases,
+        config.workers,
+        lambda case: case.image,
+        "preparing",
+        timeout=config.timeout,
+        memory=lambda case: case.memory,
+    )
+    for case, result in results:
         if not isinstance(result, Failure):
             yield case, result
             continue
@@ -145,6 +158,11 @@ def _results(
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
         failures.append((image, reason))
         yield case, None
+
+
+def _remove_leftovers(out: Path) -> None:
+    for folder in (out, out / "images", out / "packs"):
+        remove_stale(folder)
 
 
 @contextmanager
@@ -202,10 +220,10 @@ def _open_folder(config: PrepareConfig, settings: PrepareSettings, user_settings
         return
     if out.is_file():
         raise ConfigError(f"--out {out}: found a file; expected a folder.")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not is_temporary(path) for path in out.iterdir()):
         raise ConfigError(f"--out {out}: found a folder with other files; expected a store, or a new or empty folder.")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    write_info(out, store_info([], settings.plain(), user_settings))
+    out.mkdir(parents=True, exist_ok=True)
+    write_info(out, store_info([], settings.plain(), user_settings))  # first: a run killed here is taken up as well
 
 
 def _to_do(out: Path, cases: list[Case], settings: PrepareSettings) -> list[Case]:

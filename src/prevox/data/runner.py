@@ -1,48 +1,32 @@
-"""Run one function over many cases in spawned processes; one bad case costs that case only.
+"""Run one function over many cases in worker processes; one bad case costs that case only.
 
-Processes are spawned, not forked: tensorstore's threads do not survive a fork. Cases are handed out a few at a time, so
-memory does not grow with their number.
+A worker has one case at a time, so a case that kills it or hangs is known by name. Cases are handed out as workers
+become free and as memory allows, so neither their number nor their size decides about how much memory is taken.
 """
 
-import multiprocessing
+import math
 import os
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from contextlib import closing
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
 
-from prevox.console import console
-from prevox.errors import PrevoxError, RunError
+from prevox.console import warn
+from prevox.data.memory import available_memory
+from prevox.data.progress import with_progress
+from prevox.data.worker import Failure, Worker, WorkerDiedError, guarded
+from prevox.errors import RunError
+
+__all__ = ["Failure", "resolve_workers", "run_cases"]
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
+Outcome = tuple[Case, Result | Failure]
 
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
-_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a case has no result.
-
-    Attributes:
-        reason: One line for the user.
-        traceback: The whole traceback as text; empty where the process died without one.
-        kind: Name of the exception's class.
-    """
-
-    reason: str
-    traceback: str = ""
-    kind: str = ""
+_SHARE = 0.8  # of the available memory that cases may take together
+_OWN = 200 << 20  # bytes of a worker before it has read anything
 
 
 def run_cases(
@@ -51,29 +35,36 @@ def run_cases(
     workers: int,
     describe: Callable[[Case], str],
     title: str = "cases",
+    *,
+    timeout: float | None = None,
+    memory: Callable[[Case], int] | None = None,
 ) -> Iterator[tuple[Case, Result | Failure]]:
     """Apply a function to every case and yield each with its result or its failure, in order of completion.
 
     Args:
         function: Picklable (defined at the top of a module, or a `functools.partial` of one) if workers != 1.
         cases: Picklable arguments.
-        workers: Processes; 0 takes the number of cores, 1 runs in this process.
+        workers: Processes; 0 takes the number of cores. 1 runs in this process: a case that kills it ends everything,
+            and neither time-out nor memory estimate count.
         describe: Name of a case, for messages.
         title: What the progress line counts.
+        timeout: Seconds after which the worker of a case is killed; None waits for ever.
+        memory: Bytes that a case will need at most, about; None knows nothing. No more cases run at once than fit into
+            the available memory, but one always does.
 
     Yields:
-        The case with what the function returned, or with a `Failure`: its exceptions never escape. When a worker
-        process dies, the cases that were in flight are run once more, each alone; one that dies again is a failure.
+        The case with what the function returned, or with a `Failure`: its exceptions never escape. A case on which the
+        worker process dies is run once more at the end, while no other runs; if it dies again, that is a failure. So
+        is a case that exceeds the time-out, at once.
 
     Raises:
         RunError: If worker processes cannot start at all.
     """
-    workers = min(resolve_workers(workers), max(1, len(cases)))
     if workers == 1:
-        outcomes: Iterator[tuple[Case, Result | Failure]] = ((case, _guarded(function, case)) for case in cases)
+        outcomes: Iterator[tuple[Case, Result | Failure]] = ((case, guarded(function, case)) for case in cases)
     else:
-        outcomes = _run_pool(function, cases, workers, describe)
-    yield from _with_progress(outcomes, len(cases), title)
+        outcomes = _run_isolated(function, cases, min(resolve_workers(workers), len(cases)), describe, timeout, memory)
+    yield from with_progress(outcomes, len(cases), title)
 
 
 def resolve_workers(workers: int) -> int:
@@ -85,137 +76,152 @@ def resolve_workers(workers: int) -> int:
     return os.cpu_count() or 1
 
 
-def _guarded(function: Callable[[Case], Result], case: Case) -> Result | Failure:
-    """Call the function; turn an exception into text, because not every exception can be sent between processes."""
-    try:
-        return function(case)
-    except Exception as error:
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        reason = str(error) if isinstance(error, PrevoxError) else last_line
-        return Failure(reason, "".join(traceback.format_exception(error)), type(error).__name__)
+def timed_out(name: str, timeout: float | None) -> Failure:
+    """The failure of a case that took too long."""
+    return Failure(
+        f"{name}: not finished after {timeout:g} s, stopped (a decoder that hangs, a disk that does not answer, or a "
+        "very large image). Look at the file; --timeout takes more seconds.",
+        kind="TimeoutError",
+    )
 
 
-def _run_pool(
-    function: Callable[[Case], Result], cases: Sequence[Case], workers: int, describe: Callable[[Case], str]
+def died_again(name: str, how: str) -> Failure:
+    """The failure of a case that kills its worker."""
+    return Failure(
+        f"{name}: the worker process died twice on it ({how}: out of memory, or a crash in a decoder). Try it with "
+        "--workers 1 on a machine with more memory, or leave it out.",
+        kind="WorkerDiedError",
+    )
+
+
+def _run_isolated(
+    function: Callable[[Case], Result],
+    cases: Sequence[Case],
+    workers: int,
+    describe: Callable[[Case], str],
+    timeout: float | None,
+    memory: Callable[[Case], int] | None,
 ) -> Iterator[tuple[Case, Result | Failure]]:
-    waiting = list(reversed(range(len(cases))))
-    can_start = False
-    while waiting:
-        suspects: list[int] = []
-        in_flight: dict[Future[Result | Failure], int] = {}
-        pool = _pool(workers)
-        try:
-            while (waiting or in_flight) and not suspects:
-                # one spare case per worker keeps it busy; more would only widen the circle of suspects
-                while waiting and len(in_flight) < 2 * workers:
-                    index = waiting.pop()
-                    try:
-                        in_flight[_submit(pool, function, cases[index])] = index
-                    except BrokenProcessPool:
-                        suspects.append(index)
-                        break
-                done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = in_flight.pop(future)
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        suspects.append(index)
-                    else:
-                        can_start = True
-                        yield cases[index], _outcome(future)
-            # the pool is broken: what else was in flight has failed with it, or finished just before
-            for future, index in in_flight.items():
-                if suspects and isinstance(future.exception(), BrokenProcessPool):
-                    suspects.append(index)
-                else:
-                    yield cases[index], _outcome(future)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        if suspects and not can_start:
-            _check_workers_start()
-            can_start = True
-        for index in sorted(suspects):
-            yield cases[index], _run_alone(function, cases[index], describe)
+    """Run the cases on worker processes; those whose worker has died once more, one after the other."""
+    budget = _Budget(memory, describe) if memory else None
+    died: list[Case] = []
+    with closing(_Crew(function, workers, describe, timeout, budget)) as crew:
+        for case, outcome in crew.run(cases):
+            if isinstance(outcome, WorkerDiedError):
+                died.append(case)
+            else:
+                yield case, outcome
+    for case in died:
+        with closing(_Crew(function, 1, describe, timeout, None)) as alone:
+            _, outcome = next(alone.run([case]))
+        yield case, died_again(describe(case), str(outcome)) if isinstance(outcome, WorkerDiedError) else outcome
 
 
-def _check_workers_start() -> None:
-    """Tell a case that kills its worker from workers that never come up.
+class _Budget:
+    """Admits cases as long as their estimates fit into memory together."""
 
-    Raises:
-        RunError: If a worker cannot even do nothing.
-    """
-    with _pool(1) as pool:
-        try:
-            _outcome(_submit(pool, resolve_workers, 1))
-        except BrokenProcessPool:
-            raise RunError(
-                "The worker processes cannot start. Each of them runs the calling script again, so its calls of Prevox "
-                'must stand under `if __name__ == "__main__":`; or set workers to 1 (a script on standard input, say).'
-            ) from None
+    def __init__(self, memory: Callable[[Any], int], describe: Callable[[Any], str]) -> None:
+        self._memory, self._describe = memory, describe
+        self._free = int(_SHARE * available_memory())
+        self._taken: dict[int, int] = {}
+        self._has_said = False
 
+    def admits(self, index: int, case: Any) -> bool:
+        need = _OWN + self._memory(case)
+        if self._taken and sum(self._taken.values()) + need > self._free:
+            if not self._has_said:
+                self._has_said = True
+                warn(
+                    f"memory: {self._describe(case)} needs about {need / 1e9:.1f} GB and all cases together may take "
+                    f"{self._free / 1e9:.1f} GB, so fewer than all workers run at times."
+                )
+            return False
+        self._taken[index] = need
+        return True
 
-def _run_alone(function: Callable[[Case], Result], case: Case, describe: Callable[[Case], str]) -> Result | Failure:
-    with _pool(1) as pool:
-        try:
-            return _outcome(_submit(pool, function, case))
-        except BrokenProcessPool:
-            return Failure(
-                f"{describe(case)}: the worker process died twice on it (out of memory, or a crash in a decoder). "
-                "Try it with --workers 1 on a machine with more memory, or leave it out.",
-                kind="BrokenProcessPool",
-            )
+    def release(self, index: int) -> None:
+        self._taken.pop(index, None)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+class _Crew:
+    """Workers that handle cases until all are done; one that has died or hangs is replaced."""
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        workers: int,
+        describe: Callable[[Any], str],
+        timeout: float | None,
+        budget: _Budget | None,
+    ) -> None:
+        self._function, self._describe, self._timeout, self._budget = function, describe, timeout, budget
+        self._workers = [Worker(function) for _ in range(workers)]
+        self._busy: dict[Worker, tuple[int, float]] = {}  # position of the case, and when its time is over
+
+    def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Any]]:
+        """Yield each case with its result, its failure, or how its worker died.
+
+        Raises:
+            RunError: If a worker dies before it has come up.
+        """
+        waiting = deque(range(len(cases)))
+        while waiting or self._busy:
+            self._hand_out(waiting, cases)
+            for worker in self._heard():
+                try:
+                    answer = worker.take()
+                except WorkerDiedError as error:
+                    if not worker.has_come_up:
+                        raise _cannot_start(error) from None
+                    answer = error
+                    self._replace(worker, waiting)
+                if worker in self._busy:
+                    yield cases[self._release(worker)], answer
+            for worker in [worker for worker, (_, end) in self._busy.items() if time.monotonic() > end]:
+                self._replace(worker, waiting)
+                case = cases[self._release(worker)]
+                yield case, timed_out(self._describe(case), self._timeout)
+
+    def close(self) -> None:
+        """End all workers; those that are still at work, or coming up, are killed."""
+        for worker in self._workers:
+            if worker in self._busy or not worker.has_come_up:
+                worker.kill()
+            else:
+                worker.close()
+
+    def _hand_out(self, waiting: deque[int], cases: Sequence[Any]) -> None:
+        """Give every free worker a case, as long as there is memory for it."""
+        for worker in [worker for worker in self._workers if worker.has_come_up and worker not in self._busy]:
+            if not waiting or (self._budget is not None and not self._budget.admits(waiting[0], cases[waiting[0]])):
+                return
+            self._busy[worker] = waiting.popleft(), time.monotonic() + (self._timeout or math.inf)
+            worker.give(cases[self._busy[worker][0]])
+
+    def _heard(self) -> list[Worker]:
+        """Workers that have something to say; waits for one, or until the first time-out."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        first = min((end for _, end in self._busy.values()), default=math.inf)
+        patience = None if first == math.inf else max(0.0, first - time.monotonic())
+        return [by_connection[connection] for connection in wait(list(by_connection), patience)]  # type: ignore[index]
+
+    def _replace(self, worker: Worker, waiting: Sequence[int]) -> None:
+        """End a worker; start another if there is a case for it."""
+        worker.kill()
+        self._workers.remove(worker)
+        if len(waiting) > sum(other not in self._busy for other in self._workers):
+            self._workers.append(Worker(self._function))
+
+    def _release(self, worker: Worker) -> int:
+        """Note that a worker has no case any more; the position of the one it had."""
+        index, _ = self._busy.pop(worker)
+        if self._budget is not None:
+            self._budget.release(index)
+        return index
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Case], Result], case: Case) -> "Future[Result | Failure]":
-    with _single_threaded_children():
-        return pool.submit(_guarded, function, case)
-
-
-def _outcome(future: "Future[Result | Failure]") -> Result | Failure:
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        raise error
-    if error is not None:  # the result could not be sent back
-        return Failure(f"{type(error).__name__}: {error}", kind=type(error).__name__)
-    return future.result()
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Children inherit one thread per library, lest N processes start N threads each; a user's own value wins."""
-    added = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, "1"))
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-def _with_progress(
-    outcomes: Iterator[tuple[Case, Result | Failure]], total: int, title: str
-) -> Iterator[tuple[Case, Result | Failure]]:
-    """Pass outcomes on; show a bar on a terminal, and a line now and then elsewhere."""
-    if console.is_terminal:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(title, total=total)
-            for outcome in outcomes:
-                progress.advance(task)
-                yield outcome
-        return
-    start = said = time.monotonic()
-    for count, outcome in enumerate(outcomes, 1):
-        now = time.monotonic()
-        if count < total and now - said > _PLAIN_SECONDS:
-            said = now
-            left = (now - start) / count * (total - count)
-            console.print(f"{title}: {count}/{total}, about {left:.0f} s left")
-        yield outcome
-    if total:
-        console.print(f"{title}: {total}/{total} in {time.monotonic() - start:.1f} s")
+def _cannot_start(error: WorkerDiedError) -> RunError:
+    return RunError(
+        f"The worker processes cannot start ({error}). Each of them runs the calling script again, so its calls of "
+        'Prevox must stand under `if __name__ == "__main__":`; or set workers to 1 (a script on standard input, say).'
+    )

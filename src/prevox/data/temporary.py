@@ -20,6 +20,11 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a path has a name that `temporary_path` gives."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files and folders of dead processes of this host, and any that are older than a day."""
     for path in folder.glob(".*.tmp"):

@@ -17,6 +17,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
         RunError: If `out` cannot be written; known before any image is read.
     """
     result = make_catalogue(config)
+    if config.shard is not None:
+        return result
     page = config.out.with_suffix(".html")
     write_catalogue_page(page, result.table, result.failures, result.thumbnails, config.rules)
     console.print(f"thumbnails and counts in {page}", markup=False, soft_wrap=True)
