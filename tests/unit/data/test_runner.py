@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
+from prevox.data.progress import rate_of, time_of
 from prevox.data.runner import Failure, resolve_workers, run_cases
 from prevox.errors import DataError, RunError
 
@@ -30,6 +32,18 @@ def die_once(marker):
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     return "second try"
+
+
+def hang(case):
+    if case == "hang":
+        time.sleep(600)
+    return f"{case}!"
+
+
+def note(case, folder):
+    (folder / f"{case}.start").write_text(str(time.monotonic()))
+    time.sleep(0.3)
+    (folder / f"{case}.end").write_text(str(time.monotonic()))
 
 
 def threads(_):
@@ -94,3 +108,32 @@ def test_no_cases_and_number_of_workers():
     assert list(run_cases(work, [], 4, str)) == []
     assert resolve_workers(3) == 3
     assert resolve_workers(0) >= 1
+
+
+def test_a_case_that_hangs_is_stopped_and_named():
+    began = time.monotonic()
+    outcomes = dict(run_cases(hang, ["a", "hang", "b"], 2, lambda case: f"case-{case}", timeout=3))
+    assert time.monotonic() - began < 60
+    assert (outcomes["a"], outcomes["b"]) == ("a!", "b!")
+    assert outcomes["hang"].reason.startswith("case-hang: not finished after 3 s, stopped")
+    assert outcomes["hang"].kind == "TimeoutError"
+
+
+def test_cases_that_do_not_fit_into_memory_together_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("prevox.data.runner.available_memory", lambda: 10 << 30)
+    work = partial(note, folder=tmp_path)
+    outcomes = dict(run_cases(work, ["a", "b", "c"], 2, str, memory=lambda case: 5 << 30))
+    assert outcomes == {"a": None, "b": None, "c": None}
+    times = sorted(tuple(float((tmp_path / f"{c}.{end}").read_text()) for end in ("start", "end")) for c in "abc")
+    assert times[0][1] <= times[1][0] < times[1][1] <= times[2][0]
+    assert "needs about 5.6 GB and all cases together may take 8.6 GB" in capsys.readouterr().out
+
+
+def test_a_case_beyond_the_memory_runs_alone(monkeypatch):
+    monkeypatch.setattr("prevox.data.runner.available_memory", lambda: 1 << 20)
+    assert dict(run_cases(hang, ["a", "b"], 2, str, memory=lambda case: 1 << 40)) == {"a": "a!", "b": "b!"}
+
+
+def test_rate_and_time_are_readable():
+    assert [rate_of(1000, 10), rate_of(1, 10), rate_of(1, 3600)] == ["100.0/s", "6.0/min", "1.0/h"]
+    assert [time_of(42), time_of(200), time_of(7500)] == ["42 s", "3 min 20 s", "2 h 5 min"]
