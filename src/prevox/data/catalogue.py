@@ -62,7 +62,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     Raises:
         DataError: If a path holds no image, ids clash, the table does not fit, or no image can be used; with
             `strict`, for the first image that cannot be used.
-        ConfigError: If a group is asked for without a table (given or found), or `out` does not end in .parquet.
+        ConfigError: If a group is asked for without a table (given or found), `out` does not end in .parquet, or a
+            shard of DICOM is asked for.
         RunError: If `out` cannot be written; known before any image is read.
     """
     if config.out.suffix != ".parquet":
@@ -77,6 +78,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.group is not None and config.table is None and not any(entry.table for entry in cases):
         raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
     entries = _unique_ids(cases)
+    if config.shard is not None and any(entry.layout == "dicom" for entry in entries):
+        raise ConfigError(f"--shard {config.shard}: DICOM series are read anew by every call, so leave --shard out.")
     rows, failures = read_rows(entries, config, _row_or_reason)
     if config.shard is not None:
         return _part_done(config, rows, failures)
