@@ -18,7 +18,7 @@ import pandas as pd
 
 from prevox.config.data import CatalogueConfig
 from prevox.console import console
-from prevox.data.catalogue_rows import DETACHED, content_hash, file_digest, read_rows
+from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_digest, read_rows
 from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
@@ -30,8 +30,6 @@ from prevox.data.readers import SERIES, Image, read_image, suffix_of
 from prevox.data.rules import judge, rule_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)

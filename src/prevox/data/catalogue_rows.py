@@ -29,6 +29,7 @@ from prevox.errors import RunError
 from prevox.output import replacing
 
 Row = dict[str, Any]
+SCHEMA = 2  # of rows; another one, and no row of a journal or catalogue of before is taken
 DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # their voxels, or their header, lie in another file
 
 # settings that do not decide what a row says of its image
@@ -186,7 +187,7 @@ class Journal:
     def key(self, entry: Entry) -> str:
         """What decides about a row beside the contents of the files."""
         said = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "problem"}
-        return _hash([__version__, self._settings, said])
+        return _hash([__version__, SCHEMA, self._settings, said])
 
     def add(self, key: str, stamp: str | None, row: Row) -> None:
         """Append a row; it is out of this process before the next image is read.

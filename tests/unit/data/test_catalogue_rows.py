@@ -13,7 +13,8 @@ from tests.unit.data.test_catalogue import mask, noise, pairs, run, save
 
 from prevox.config.data import CatalogueConfig
 from prevox.data import catalogue_rows
-from prevox.data.catalogue import catalogue
+from prevox.data.catalogue import _row_or_reason, catalogue
+from prevox.data.layouts import recognise
 from prevox.data.memory import _control_groups, _room, header_bytes, reading_bytes
 
 pytestmark = pytest.mark.unit
@@ -172,3 +173,23 @@ def test_control_groups(tmp_path):
     assert _room(job) is None
     proc.write_text("4:cpu,memory:/slurm/job_1\n")
     assert _control_groups(proc, root)[0] == root / "memory" / "slurm" / "job_1"
+
+
+def crashes_or_hangs(entry):
+    """As a decoder in compiled code may."""
+    if entry.image == "case_01":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if entry.image == "case_02":
+        time.sleep(600)
+    return _row_or_reason(entry)
+
+
+def test_a_file_that_crashes_or_hangs_its_decoder_costs_itself(tmp_path):
+    entries = recognise(pairs(tmp_path / "scans", 4))
+    config = CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet", workers=2, timeout=20)
+    rows, failures = catalogue_rows.read_rows(entries, config, crashes_or_hangs)
+    assert [row["image"] for row in rows.values()] == ["case_00", "case_03"]
+    (crashed, how), (hung, why) = failures
+    assert (crashed, hung) == ("case_01", "case_02")
+    assert "died twice on it (SIGSEGV" in how
+    assert "not finished after 20 s" in why
