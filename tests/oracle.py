@@ -41,7 +41,7 @@ class Naming(torch.nn.Module):
 
 def make_store(scans: Path, folder: Path, **settings: object) -> Store:
     """Catalogue and prepare a folder of scans."""
-    catalogue(CatalogueConfig(paths=(scans,), out=folder / "c.parquet"))
+    catalogue(CatalogueConfig(paths=(scans,), out=folder / "c.parquet", volumes="channels"))
     given = {"catalogue": folder / "c.parquet", "out": folder / "store", "workers": 1, **settings}
     assert prepare(PrepareConfig.parse(given)).exit_code == 0
     return Store(folder / "store")

@@ -69,7 +69,7 @@ BROKEN = {  # what lies there: how it is made, and what must be said
     ),
     "time series": (
         lambda path: save(path, np.repeat(noise()[..., None], 200, -1)),
-        ("200 volumes on a 4th axis", "expected a 3D image", "Split a time series into one 3D file for each volume"),
+        ("200 volumes on a 4th axis", "expected a 3D image", "one 3D image for each volume with --volumes split"),
     ),
     "five axes": (
         lambda path: save(path, np.zeros((*SIDE, 2, 3), np.int16)),

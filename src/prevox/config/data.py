@@ -37,11 +37,26 @@ class WorkConfig(Config):
     """Seconds after which a case that is not finished is stopped and left out."""
 
 
-class CatalogueConfig(WorkConfig):
+class ReadingConfig(Config):
+    """What becomes of files that are not one real number in each voxel of one volume; the defaults refuse them."""
+
+    volumes: Literal["refuse", "channels", "split"] = "refuse"
+    """What the volumes of a 4D file are if no dataset.json names its channels: channels of one image, or images."""
+    colour: Literal["refuse", "grey", "channels"] = "refuse"
+    """What colours in a volume become: one grey channel, or red, green and blue. Of a PNG, JPEG or TIFF picture refuse
+    makes channels, too."""
+    complex: Literal["refuse", "magnitude"] = "refuse"
+    """What complex voxels become."""
+    stack: Literal["no", "folders", "pages"] = "no"
+    """Pictures that are slices of a volume: all of one folder, in the order of their names (2 before 10), or the pages
+    of one TIFF file."""
+
+
+class CatalogueConfig(ReadingConfig, WorkConfig):
     """Recognise what lies in folders of scans, print it as a table, write one row per image and a page of pictures."""
 
     paths: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
-    """Folders or files: plain folder, MSD (dataset.json), nnU-Net raw, pictures, DICOM; recognised by their content."""
+    """Folders or files: plain, MSD (dataset.json), nnU-Net raw, BIDS, pictures, DICOM; recognised by their content."""
     out: Path = Path("catalogue.parquet")
     """Parquet file to write; the page about it, NAME.html, goes beside it."""
     table: Path | None = None

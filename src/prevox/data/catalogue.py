@@ -20,6 +20,7 @@ from prevox.config.data import CatalogueConfig
 from prevox.console import console
 from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_digest, read_rows
 from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
+from prevox.data.choices import chosen
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
@@ -70,7 +71,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
         raise RunError(f"{config.out}: is a folder. Choose another --out.")
     writable_folder(config.out.parent)
     source = DicomSource(config.out, config.dicom)
-    cases = [entry for path in config.paths for entry in recognise(path, source)]
+    found = [entry for path in config.paths for entry in recognise(path, source, stack=config.stack == "folders")]
+    cases = chosen(found, config)
     if config.table is None:
         cases = refuse_unlisted(cases)
     if config.group is not None and config.table is None and not any(entry.table for entry in cases):
@@ -94,7 +96,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     table = pd.DataFrame(judge(list(rows.values()), config.rules), index=list(rows))
     used = [cases[position] for position in rows]
     if config.table is not None:
-        table = join_table(table, [entry.image for entry in used], config.table, config.group)
+        subjects = [entry.subject for entry in used]
+        table = join_table(table, [entry.image for entry in used], config.table, config.group, subjects=subjects)
     else:
         table = _join_found(table, used, config.group)
     table = table.reset_index(drop=True)
@@ -140,8 +143,9 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         raise DataError(path, found=found, expected=f"a catalogue of schema {SCHEMA}", remedy=remedy)
     for name in ("paths", "affine", "flags", "reasons", "excluded", "label_values"):
         table[name] = pd.Series([None if x is None else x.tolist() for x in table[name]], table.index, dtype=object)
-    for name in ("label_path", "class_names", "modality", "sequence", "session"):
-        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    for name in ("label_path", "class_names", "modality", "sequence", "session", "reading"):
+        if name in table:  # catalogues of earlier versions have no `reading`
+            table[name] = table[name].astype(object).where(table[name].notna(), None)
     return table
 
 
@@ -216,23 +220,25 @@ def _row(entry: Entry) -> dict[str, Any]:
     """Read one image with its label and describe it."""
     if entry.problem is not None:
         raise entry.problem
-    images = [read_image(path) for path in entry.paths]
+    images = [read_image(path, entry.reading) for path in entry.paths]
     header = images[0].header
     for other in images[1:]:
         check_same_grid(header, other.header, "a channel")
-    check_channels(entry.paths[0], sum(len(image.array_CIJK) for image in images), entry.channels)
+    meant = len(images) > 1 or header.colour or entry.volumes_are_channels
+    check_channels(entry.paths[0], sum(len(image.array_CIJK) for image in images), entry.channels, meant)
     array = images[0].array_CIJK if len(images) == 1 else np.concatenate([image.array_CIJK for image in images])
     statistics = statistics_of(array)
     if np.isnan(statistics.mean):
         raise DataError(entry.paths[0], found="no finite voxel", expected="numbers", remedy="Export it again.")
     flags = [*header.flags, *([] if statistics.finite else ["nan"])]
-    digests = [_digest(image) for image in images]
+    one = entry.reading.volume is not None
+    digests = [_digest(image, one) for image in images]
     label, label_values, label_hash = None, None, ""
     if entry.label is not None:
-        label = read_image(entry.label)
+        label = read_image(entry.label, entry.reading.of_label())
         check_same_grid(header, label.header, "a label map")
         label_values = label_values_of(label, entry.class_names)
-        label_hash = _digest(label)
+        label_hash = _digest(label, one)
         if label_hash in digests:
             raise DataError(
                 entry.label,
@@ -240,7 +246,8 @@ def _row(entry: Entry) -> dict[str, Any]:
                 expected="a label map",
                 remedy="Put the image's label map there, or take the file out of the labels.",
             )
-    image_hash = content_hash(digests)
+    reading = entry.reading.text()
+    image_hash = content_hash([*digests, reading or ""])
     identity = {
         "image": entry.image,
         "collection": entry.collection,
@@ -263,10 +270,12 @@ def _row(entry: Entry) -> dict[str, Any]:
         "flags": flags,
         "hash": hashlib.sha256((image_hash + label_hash).encode()).hexdigest(),
         "layout": entry.layout,
+        "reading": reading,
         "image_hash": image_hash,
         "label_hash": label_hash,
     }
-    return identity | _geometry(images[0], array.shape[0]) | contents | measure(entry, images, array, label)
+    described = dict(entry.details) | identity | _geometry(images[0], array.shape[0]) | contents
+    return described | measure(entry, images, array, label)
 
 
 def _within(root: Path, path: Path) -> str:
@@ -282,15 +291,15 @@ def _geometry(image: Image, channels: int) -> dict[str, Any]:
     return {"channels": channels} | shape | spacing | place
 
 
-def _digest(image: Image) -> str:
+def _digest(image: Image, one_volume: bool) -> str:
     """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own.
 
-    For DICOM of affine and voxels: the list of files changes with their place.
+    For DICOM, a folder of slices and one volume of several, of affine and voxels: a DICOM's list changes with its place.
     """
     path = image.header.path
-    if suffix_of(path) not in (*DETACHED, SERIES):
+    if not one_volume and path.is_file() and suffix_of(path) not in (*DETACHED, SERIES):
         return file_digest(path)
-    head = image.header.affine.tobytes() if suffix_of(path) == SERIES else path.read_bytes()
+    head = path.read_bytes() if suffix_of(path) in DETACHED else image.header.affine.tobytes()
     digest = hashlib.sha256(head)
     digest.update(np.ascontiguousarray(image.array_CIJK).data)
     return digest.hexdigest()
@@ -311,7 +320,8 @@ def _join_found(table: pd.DataFrame, used: Sequence[Entry], group: str | None) -
         if path is not None:
             column = group or subject_column(path)
             images = [entry.image for entry in used if entry.table == path]
-            part = join_table(part, images, path, column, found=True)
+            subjects_known = [entry.subject for entry in used if entry.table == path]
+            part = join_table(part, images, path, column, subjects=subjects_known, found=True)
             if column is not None and several:
                 part["subject"] = part["collection"] + "/" + part["subject"]
             subjects = f"{part['subject'].nunique()} subjects by its column '{column}'"

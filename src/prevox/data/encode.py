@@ -12,7 +12,7 @@ import numpy as np
 from prevox.data.geometry import Grid, canonical_axes, reorient, resampled_grid, values_of
 from prevox.data.group import quantise_channels
 from prevox.data.place import PrepareSettings, place
-from prevox.data.readers import Image, read_image, stored_size
+from prevox.data.readers import Image, Reading, read_image, stored_size
 from prevox.data.store import SCHEMA
 from prevox.errors import DataError
 
@@ -142,14 +142,15 @@ def _read(row: dict[str, Any]) -> tuple[list[Image], Image | None, int]:
 
     root = Path(row["root"])
     paths = [root / path for path in row["paths"]]
-    channels = [read_image(path) for path in paths]
+    reading = Reading.from_text(row.get("reading"))
+    channels = [read_image(path, reading) for path in paths]
     first = channels[0].header
     for other in (channel.header for channel in channels[1:]):
         check_same_grid(first, other, "a channel")
     label = None
     if row["label_path"] is not None:
         paths.append(root / row["label_path"])
-        label = read_image(paths[-1])
+        label = read_image(paths[-1], reading.of_label())
         check_same_grid(first, label.header, "a label map")
         if len(label.array_CIJK) != 1:
             raise DataError(paths[-1], found=f"a label map of {len(label.array_CIJK)} channels", expected="one channel")

@@ -12,11 +12,23 @@ from prevox.console import warn
 from prevox.data.readers import stem_of
 from prevox.errors import DataError
 
-_SUBJECT_COLUMNS = {"subject", "subjectid", "patient", "patientid"}  # without case, spaces, hyphens and underscores
+_SUBJECT_COLUMNS = {
+    "subject",
+    "subjectid",
+    "patient",
+    "patientid",
+    "participantid",
+}  # without case, spaces, hyphens and underscores
 
 
 def join_table(
-    catalogue: pd.DataFrame, cases: Sequence[str], path: Path, group: str | None, *, found: bool = False
+    catalogue: pd.DataFrame,
+    cases: Sequence[str],
+    path: Path,
+    group: str | None,
+    *,
+    subjects: Sequence[str] = (),
+    found: bool = False,
 ) -> pd.DataFrame:
     """Add the columns of a CSV (or TSV) file to the rows of the images it describes; `group` replaces `subject`.
 
@@ -25,6 +37,8 @@ def join_table(
         cases: Each row's id within its collection; matched where `image`, which may carry a prefix, is not.
         path: File with one row per case; several images may share a row. Rows without image are ignored.
         group: Column that says which cases belong to one subject.
+        subjects: Each row's subject as its layout knows it; matched where ids are not (a table of subjects, or of 4D
+            files of which each volume is an image).
         found: Whether the file was found, not given: of columns that the catalogue has as well, its own stay.
 
     Raises:
@@ -35,7 +49,7 @@ def join_table(
     columns = [str(column) for column in text]
     if group is not None and group not in columns:
         raise DataError(path, found=f"no column '{group}'", expected=_one_of(group, columns), remedy="Correct --group.")
-    keys, case = _case_column([list(catalogue["image"]), list(cases)], text)
+    keys, case = _case_column([list(catalogue["image"]), list(cases), list(subjects)], text)
     if case is None:
         raise DataError(
             path,
@@ -58,15 +72,15 @@ def join_table(
     position = {name: row for row, name in enumerate(ids)}
     rows = [position[key] for key in keys]
     if group is not None:
-        subjects = text[group].iloc[rows].str.strip()
-        if subjects.eq("").any():
-            empty = _some(list(ids.iloc[rows][subjects.eq("")]))
+        groups = text[group].iloc[rows].str.strip()
+        if groups.eq("").any():
+            empty = _some(list(ids.iloc[rows][groups.eq("")]))
             alone = f"or give --table {path} without --group: each image then counts as its own subject."
             raise DataError(
                 path, found=f"empty '{group}' for {empty}", expected="a subject for every case",
                 remedy=f"Fill it in, {alone}",
             )  # fmt: skip
-        catalogue = catalogue.assign(subject=subjects.to_numpy())
+        catalogue = catalogue.assign(subject=groups.to_numpy())
     extra = typed.drop(columns=[case, *(["subject"] if group == "subject" else [])])
     conflicts = [str(name) for name in extra if name in catalogue]
     if conflicts and found:

@@ -8,7 +8,6 @@ import numpy as np
 from prevox.data.readers import Header, Image, suffix_of
 from prevox.errors import DataError
 
-MOST_CHANNELS = 16  # on a 4th axis that no dataset.json describes; more of them are a series
 _CHUNK = 1 << 20  # voxels that are turned into float64 at a time
 _GRID_TOLERANCE = 0.1  # voxels by which a label's corners may lie off the image's
 
@@ -72,16 +71,17 @@ def statistics_of(array: np.ndarray) -> Statistics:
     return Statistics(float(low), float(high), float(mean), float(np.sqrt(squares / count)), count == flat.size)
 
 
-def check_channels(path: Path, channels: int, said: int | None) -> None:
-    """Check that an image has the channels that its dataset says, or so few that they can be channels.
+def check_channels(path: Path, channels: int, said: int | None, chosen: bool) -> None:
+    """Check that an image has the channels that its dataset says, or that were chosen to be channels.
 
     Args:
         path: First file of the image.
         channels: Number in the files.
         said: Number in dataset.json; None where there is none.
+        chosen: Whether several channels need no dataset.json: colours, a file for each, or by the user's choice.
 
     Raises:
-        DataError: If it has others, or a whole series.
+        DataError: If it has others, or nobody says what its 4th axis is.
     """
     if said is not None and channels != said:
         raise DataError(
@@ -89,15 +89,15 @@ def check_channels(path: Path, channels: int, said: int | None) -> None:
             found=f"{channels} channel(s)",
             expected=f"{said}, as dataset.json names them",
             remedy="Correct `modality` or `channel_names` in dataset.json, or split a 4D file into one image for each "
-            "of its volumes.",
+            "of its volumes (--volumes split).",
         )
-    if said is None and channels > MOST_CHANNELS:
+    if said is None and channels > 1 and not chosen:
         raise DataError(
             path,
             found=f"{channels} volumes on a 4th axis",
-            expected=f"a 3D image, or at most {MOST_CHANNELS} channels",
-            remedy="Split a time series into one 3D file for each volume (or take its mean); if these are channels, "
-            "name them in a dataset.json.",
+            expected="a 3D image, or a dataset.json that names the channels",
+            remedy="Split a time series into one 3D image for each volume with --volumes split (or take its mean); if "
+            "these are channels of one image, say --volumes channels.",
         )
 
 

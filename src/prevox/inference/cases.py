@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prevox.data.readers import Reading
 from prevox.errors import DataError, RunError
 
 
@@ -17,12 +18,14 @@ class Case:
         paths: Files, one per channel or one that holds all.
         label: Reference label map, where there is one (not read, but named in predictions.csv).
         problem: Why the image cannot be used; None if nothing speaks against it yet.
+        reading: How the files are read, as the catalogue says.
     """
 
     image: str
     paths: tuple[Path, ...]
     label: Path | None
     problem: DataError | None = None
+    reading: Reading = Reading()  # noqa: RUF009  # immutable
 
 
 def find_cases(images: Path) -> list[Case]:
@@ -58,7 +61,8 @@ def find_cases(images: Path) -> list[Case]:
 def _from_row(row: dict[Any, Any]) -> Case:
     root, label = Path(row["root"]), row["label_path"]
     paths = tuple(root / path for path in row["paths"])
-    return Case(str(row["image"]), paths, root / label if isinstance(label, str) else None)
+    reading = Reading.from_text(row.get("reading"))
+    return Case(str(row["image"]), paths, root / label if isinstance(label, str) else None, reading=reading)
 
 
 def of_split(cases: list[Case], run: Path, part: str, images: Path) -> list[Case]:

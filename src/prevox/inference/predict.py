@@ -39,7 +39,8 @@ from prevox.views.normalise import normalise
 
 COLUMNS = ("image", "file", "source", "label", "seconds")
 # one compressed file of the same family; a JPEG does not keep values, and a PNG holds no probabilities
-WRITTEN_AS = {".nii": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".jpg": ".png", ".jpeg": ".png", SERIES: ".nii.gz"}
+WRITTEN_AS = {".nii": ".nii.gz", ".hdr": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".mgh": ".mgz", SERIES: ".nii.gz"}
+WRITTEN_AS |= dict.fromkeys((".jpg", ".jpeg", ".tif", ".tiff"), ".png")
 FOR_ALL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # what the disk says to one mask it says to all
 
 
@@ -125,8 +126,7 @@ def predict_case(
     began = perf_counter()
     array_CIJK, header = _read(case, loaded.channels)
     prepared = prepare_image(array_CIJK, header.affine, None, loaded.prepare, case.image)
-    suffix = suffix_of(case.paths[0]) or ""
-    name = case.image + WRITTEN_AS.get(suffix, suffix)
+    name = case.image + _suffix(case.paths[0], header)
     label_IJK, probabilities_KIJK = _segment(prepared, loaded, config, device)
     try:
         if config.probabilities:  # first: where there is a mask, there is all that was asked for
@@ -148,13 +148,21 @@ def predict_case(
     }
 
 
+def _suffix(source: Path, header: Header) -> str:
+    """Suffix of an image's mask: one file of the source's family that can hold it."""
+    suffix = suffix_of(source) or ""
+    if not suffix or (is_picture(source) and header.shape_ijk[2] > 1):  # slices of a volume, of a folder or of pages
+        return ".nii.gz"
+    return WRITTEN_AS.get(suffix, suffix)
+
+
 def _read(case: Case, channels: int) -> tuple[np.ndarray, Header]:
     """All channels of an image, checked, and the first one's header."""
     if case.problem is not None:
         raise case.problem
     if Path(case.image).name != case.image or case.image.startswith("."):
         raise DataError(case.image, found="an id that is no file name", expected="an id without '/' or a leading dot")
-    images = [read_image(path) for path in case.paths]
+    images = [read_image(path, case.reading) for path in case.paths]
     header = images[0].header
     for other in images[1:]:
         check_same_grid(header, other.header, "a channel")

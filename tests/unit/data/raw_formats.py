@@ -25,7 +25,7 @@ import numpy as np
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".mgz", ".mgh", ".nrrd", ".mha")
 _NIFTI = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 32: "c8", 64: "f8", 128: "rgb", 256: "i1", 512: "u2", 768: "u4"}
 _NIFTI |= {1024: "i8", 1280: "u8", 2304: "rgba"}
-_COLOURS = {"rgb": [(name, "u1") for name in "RGB"], "rgba": [(name, "u1") for name in "RGBA"]}
+_COLOURS = {"rgb": [(name, "u1") for name in "RGB"], "rgba": [(name, "u1") for name in "RGBA"]}  # A is no colour
 _NRRD = {"short": "i2", "int": "i4", "unsigned short": "u2", "uchar": "u1", "float": "f4"}
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -138,7 +138,7 @@ def plain(raw: Raw) -> dict[str, Any]:
     array = raw.array
     colour = array.dtype.names is not None
     if colour:
-        array = np.stack([array[name] for name in array.dtype.names], -1)
+        array = np.stack([array[name] for name in "RGB"], -1)
     size = np.abs(array)
     places = {tuple(int(x) for x in np.unravel_index(at, array.shape)) for at in (size.argmax(), size.size // 3)}
     places |= {tuple(n // 2 for n in array.shape), tuple(2 * n // 5 for n in array.shape)}

@@ -168,7 +168,7 @@ def test_a_stray_nifti_hides_no_dicom_and_previews_are_none(tmp_path, capsys):
     series(tmp_path / "scans", 1)
     Image.new("L", (4, 4)).save(tmp_path / "scans" / "preview.png")
     assert list(run(tmp_path, tmp_path / "scans").table["layout"]) == ["dicom"]
-    assert "1 PNG or JPEG files beside DICOM are left out" in capsys.readouterr().out
+    assert "1 PNG, JPEG or TIFF files beside DICOM are left out" in capsys.readouterr().out
     nifti(tmp_path / "scans" / "a.nii", 1)
     assert sorted(run(tmp_path, tmp_path / "scans").table["layout"]) == ["dicom", "folder"]
 

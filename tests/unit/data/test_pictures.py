@@ -167,7 +167,7 @@ def test_pictures_among_volumes_are_previews(tmp_path, capsys):
     save(tmp_path / "s" / "qc" / "case.png")
     nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), tmp_path / "s" / "case.nii.gz")
     assert [entry.paths[0].name for entry in recognise(tmp_path / "s")] == ["case.nii.gz"]
-    assert "1 PNG or JPEG files beside 1 volumes are left out" in capsys.readouterr().out
+    assert "1 PNG, JPEG or TIFF files beside 1 volumes are left out" in capsys.readouterr().out
 
 
 def test_grey_and_colour_do_not_mix(tmp_path, capsys):

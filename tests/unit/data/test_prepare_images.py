@@ -22,7 +22,7 @@ def prepared(folder, image, label=None, affine=None, **settings):
         if array is not None:
             nib.save(nib.Nifti1Image(array, affine), folder / "scans" / kind / "a.nii.gz")
     table = folder / "catalogue.parquet"
-    catalogue(CatalogueConfig(paths=(folder / "scans",), out=table))
+    catalogue(CatalogueConfig(paths=(folder / "scans",), out=table, volumes="channels"))
     prepare(PrepareConfig(catalogue=table, out=folder / "store", workers=1, **settings))
     return Store(folder / "store")
 

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.unit
 
 
 def listed(folder: Path, **rules: object) -> CatalogueResult:
-    return catalogue(CatalogueConfig(paths=(folder,), out=folder.parent / "c.parquet", rules=RulesConfig(**rules)))
+    out = folder.parent / "c.parquet"
+    return catalogue(CatalogueConfig(paths=(folder,), out=out, rules=RulesConfig(**rules), volumes="channels"))
 
 
 def first(result: CatalogueResult) -> pd.Series:

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prevox.console import warn
-from prevox.data.readers import SUFFIXES, is_picture, stem_of, suffix_of
+from prevox.data.readers import SUFFIXES, Reading, foreign, is_picture, stem_of, suffix_of
 from prevox.errors import DataError
 
 _CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -22,7 +22,7 @@ class Entry:
 
     Args:
         image: Id, unique within the collection.
-        paths: Files, one per channel (or one that holds all channels).
+        paths: Files, one per channel (or one that holds all channels); a folder of pictures that are slices.
         label: Label map, None where there is none.
         subject: Whose image it is, as far as the layout knows: the id itself.
         modality: Names of the channels joined by commas; None where the layout does not say.
@@ -35,6 +35,9 @@ class Entry:
         table: CSV file that describes the images of this layout; None where there is none.
         channels: Number of channels that dataset.json names; None where it names none.
         session: Which visit of the subject it is from; None where the layout does not know.
+        details: Further columns of the catalogue.
+        reading: How the files are read.
+        volumes_are_channels: Whether a 4th axis that no dataset.json describes is one of channels.
     """
 
     image: str
@@ -51,6 +54,9 @@ class Entry:
     table: Path | None = None
     channels: int | None = None
     session: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    reading: Reading = Reading()  # noqa: RUF009  # immutable
+    volumes_are_channels: bool = False
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
@@ -64,7 +70,7 @@ def read_description(root: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(path, found=f"text that is not JSON ({error})", expected="a JSON object") from None
     if not isinstance(content, dict):
         raise DataError(path, found=f"a JSON {type(content).__name__}", expected="a JSON object")
@@ -134,12 +140,28 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     )
 
 
+def foreign_entries(root: Path) -> list[Entry]:
+    """An entry for each image in a format that is not read: it is left out by name, not in silence."""
+    if not root.is_dir():
+        return []
+    found = sorted(path for folder in folders(root) for path in folder.glob("*") if not is_hidden(path, root))
+    problems = [(path, foreign(path)) for path in found]
+    return [
+        Entry(
+            path.relative_to(root).as_posix(), (path,), None, stem_of(path), None, None, "folder", root, root.name,
+            root.name, problem,
+        )
+        for path, problem in problems
+        if problem is not None
+    ]  # fmt: skip
+
+
 def without_previews(files: list[Path], where: Path) -> list[Path]:
     """Leave out, with a warning, the pictures among volumes: they show scans, and are none."""
     volumes = [path for path in files if not is_picture(path)]
     if not volumes or len(volumes) == len(files):
         return files
-    warn(f"{where}: {len(files) - len(volumes)} PNG or JPEG files beside {len(volumes)} volumes are left out")
+    warn(f"{where}: {len(files) - len(volumes)} PNG, JPEG or TIFF files beside {len(volumes)} volumes are left out")
     return volumes
 
 

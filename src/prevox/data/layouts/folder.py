@@ -13,6 +13,7 @@ from prevox.data.layouts.base import (
     are_channels,
     cases_of,
     channel_problem,
+    foreign_entries,
     image_files,
     refuse_duplicates,
     without_previews,
@@ -45,7 +46,8 @@ def recognise(root: Path) -> list[Entry] | None:
             entries.append(_entry(stem.name, paths, label, root, problem))
     refuse_duplicates(entries, "Rename one, or give the folders as separate paths: ids then start with their names.")
     entries = sorted(entries, key=lambda entry: entry.paths[0])
-    return [*entries, *(_lonely(path, root) for path in labels.values() if path not in used)] or None
+    lonely = [_lonely(path, root) for path in labels.values() if path not in used]
+    return [*entries, *lonely, *foreign_entries(root)] or None
 
 
 def _is_images(folder: Path) -> bool:

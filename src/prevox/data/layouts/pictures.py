@@ -34,12 +34,12 @@ def refuse_unlisted(entries: Sequence[Entry]) -> list[Entry]:
     """Give the pictures that their table does not list this as their problem, so that they are left out by name."""
     known = {
         table: listed([entry.image for entry in entries if entry.table == table], table)
-        for table in {entry.table for entry in entries}
+        for table in {entry.table for entry in entries if entry.layout == "pictures"}
         if table is not None
     }
     return [
         entry
-        if entry.table is None or entry.problem is not None or entry.image in known[entry.table]
+        if entry.table not in known or entry.problem is not None or entry.image in known[entry.table]
         else replace(entry, problem=_unlisted(entry, entry.table))
         for entry in entries
     ]

@@ -1,7 +1,7 @@
 """One reader per file family behind one protocol: `read_image`, `read_header`, `write_mask`, `write_image`.
 
-Each family is a module with `read_header(path)`, `read_image(path)` and `write_image(path, array, like)`; module and
-library are imported when one of their files is met.
+Each family is a module with `read_header(path, reading)`, `read_image(path, reading)` and, where its files can be
+written, `write_image(path, array, like)`; module and library are imported when one of their files is met.
 """
 
 import os
@@ -11,14 +11,18 @@ from types import ModuleType
 
 import numpy as np
 
-from prevox.data.readers.base import Header, Image
+from prevox.data.readers.base import Header, Image, Reading
 from prevox.errors import DataError
 
 __all__ = [
+    "FOREIGN",
     "SERIES",
     "SUFFIXES",
     "Header",
     "Image",
+    "Reading",
+    "files_of",
+    "foreign",
     "is_picture",
     "read_header",
     "read_image",
@@ -36,70 +40,108 @@ _MODULES = {
     ".nhdr": "sitk",
     ".mha": "sitk",
     ".mhd": "sitk",
+    ".mgz": "mgh",
+    ".mgh": "mgh",
+    ".hdr": "analyze",
     ".png": "picture",
     ".jpg": "picture",
     ".jpeg": "picture",
+    ".tif": "picture",
+    ".tiff": "picture",
     ".series": "dicom",
 }
 SERIES = ".series"  # lists of DICOM files, which only a catalogue names
 SUFFIXES = tuple(suffix for suffix in _MODULES if suffix != SERIES)
 # one file each, so that a write can be atomic; JPEG changes values
-_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".png")
+_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha", ".mgz", ".mgh", ".png")
+FOREIGN = {  # formats of images that are not read: suffix to name and remedy
+    ".head": ("an AFNI file", "Convert it with `3dAFNItoNIFTI`."),
+    ".mif": ("an MRtrix file", "Convert it with `mrconvert IN OUT.nii.gz`."),
+    ".mif.gz": ("an MRtrix file", "Convert it with `mrconvert IN OUT.nii.gz`."),
+    ".mih": ("an MRtrix file", "Convert it with `mrconvert IN OUT.nii.gz`."),
+    ".mnc": ("a MINC file", "Convert it with `mnc2nii`."),
+}
+_LONGEST_FIRST = sorted([*_MODULES, *FOREIGN], key=len, reverse=True)
 
 
 def suffix_of(path: Path) -> str | None:
     """The known suffix of a file name (`.nii.gz` counts as one), or None."""
-    name = path.name.lower()
-    return next((suffix for suffix in sorted(_MODULES, key=len, reverse=True) if name.endswith(suffix)), None)
+    ending = _ending(path)
+    return ending if ending in _MODULES else None
+
+
+def foreign(path: Path) -> DataError | None:
+    """Why an image in a format that is not read cannot be used; None for every other file."""
+    ending = _ending(path)
+    if ending not in FOREIGN:
+        return None
+    kind, remedy = FOREIGN[ending]
+    return DataError(path, found=kind, expected=f"one of {', '.join(SUFFIXES)}", remedy=remedy)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a PNG or a JPEG by its name."""
+    """Whether a file is a PNG, a JPEG or a TIFF by its name."""
     return _MODULES.get(suffix_of(path) or "") == "picture"
 
 
 def stem_of(path: Path) -> str:
     """The file name without its known suffix."""
-    return path.name[: -len(suffix_of(path) or "")] or path.name
+    return path.name[: len(path.name) - len(_ending(path))] or path.name
 
 
-def read_header(path: Path) -> Header:
-    """Read geometry only; no voxel is loaded.
+def _ending(path: Path) -> str:
+    """The longest suffix that names a format, read or not; empty if there is none."""
+    name = path.name.lower()
+    return next((suffix for suffix in _LONGEST_FIRST if name.endswith(suffix)), "")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of an image: itself; its slices, of a folder; header and voxels, of a pair of .hdr and .img."""
+    if path.is_dir():
+        slices: list[Path] = _module(".png").slices_of(path)
+        return slices
+    if suffix_of(path) == ".hdr":
+        return [path, *(file for suffix in (".img", ".IMG") if (file := path.with_suffix(suffix)).is_file())]
+    return [path]
+
+
+def read_header(path: Path, reading: Reading | None = None) -> Header:
+    """Read geometry only; no voxel is loaded (but of pictures, whose pixels say how many channels they have).
 
     Raises:
         DataError: If the file is missing, empty, unreadable, of an unknown kind, or has a geometry or voxel type that
-            no volume of real numbers has.
+            no volume of real numbers has and that `reading` does not say how to convert.
     """
-    header: Header = _reader(path).read_header(path)
+    header: Header = _reader(path).read_header(path, reading or Reading())
     return header
 
 
-def read_image(path: Path) -> Image:
-    """Read voxels (C, I, J, K), in the file's own axis order, and the header.
+def read_image(path: Path, reading: Reading | None = None) -> Image:
+    """Read voxels (C, I, J, K), in the file's own axis order, and the header; of a folder, its pictures as slices.
 
     Integers stay integers where the file scales them by the identity; otherwise voxels are float32, or float64 where
     the file holds float64.
 
     Raises:
-        DataError: As `read_header`, and for truncated or corrupt voxel data.
+        DataError: As `read_header`, for truncated or corrupt voxel data, and where memory is too small.
     """
-    image: Image = _reader(path).read_image(path)
+    image: Image = _reader(path).read_image(path, reading or Reading())
     return image
 
 
 def stored_size(path: Path) -> int:
-    """Bytes that an image takes on disk; of a DICOM series, those of its files."""
+    """Bytes that an image takes on disk, all its files together."""
     if suffix_of(path) == SERIES:
         size: int = _module(SERIES).stored_size(path)
         return size
-    return path.stat().st_size
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def write_mask(path: Path, array_IJK: np.ndarray, like: Header) -> None:
     """Write a label map on the grid of `like` in the smallest unsigned integer type, whole or not at all.
 
     Args:
-        path: File to write: .nii.gz, .nii, .nrrd or .mha; .png where the source is one slice.
+        path: File to write: .nii.gz, .nii, .nrrd, .mha, .mgz or .mgh; .png where the source is one slice.
         array_IJK: Label values in the file's own axis order, not negative.
         like: Header of the source; shape, affine and header codes of the new file equal its.
 
@@ -142,8 +184,10 @@ def _module(suffix: str) -> ModuleType:
 
 def _reader(path: Path) -> ModuleType:
     suffix = suffix_of(path)
+    if path.is_dir() and files_of(path):
+        return _module(".png")
     if suffix is None:
-        raise DataError(path, found="a file of unknown kind", expected=f"one of {', '.join(SUFFIXES)}")
+        raise foreign(path) or DataError(path, found="a file of unknown kind", expected=f"one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise _absent(path)
     if path.stat().st_size == 0:

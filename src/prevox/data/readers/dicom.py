@@ -17,7 +17,7 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import UID, JPEG2000TransferSyntaxes
 from scipy import ndimage
 
-from prevox.data.readers.base import Header, Image, check_affine
+from prevox.data.readers.base import Header, Image, Reading, check_affine
 from prevox.data.readers.dicom_file import open_dicom, parse
 from prevox.data.readers.dicom_grid import NoVolume, Slice, StackGrid, grid_of
 from prevox.data.readers.dicom_header import Instance, read_instance
@@ -56,13 +56,13 @@ def write_series(path: Path, files: Files, tilt: Tilt) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def read_header(path: Path) -> Header:
-    """Read the geometry of a series from the headers of its files."""
+def read_header(path: Path, reading: Reading) -> Header:
+    """Read the geometry of a series from the headers of its files; `reading` chooses nothing here."""
     slices, tilt = _slices(path)
     return _header(path, *_grid(path, slices, tilt))
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, reading: Reading) -> Image:
     """Decode and rescale the slices of a series; radiographs stored with inverted grey values are inverted."""
     slices, tilt = _slices(path)
     grid, resampled = _grid(path, slices, tilt)

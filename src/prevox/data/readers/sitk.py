@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from prevox.data.readers.base import Header, Image, check_affine, check_dtype, check_shape, unreadable
+from prevox.data.readers.base import (
+    Header,
+    Image,
+    Reading,
+    check_affine,
+    check_shape,
+    check_volume,
+    colour_dtype,
+    grey,
+    real_dtype,
+    unreadable,
+)
+from prevox.data.readers.itk_text import check_text
 from prevox.errors import DataError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -14,26 +26,34 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints to stderr what the errors below say better
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, reading: Reading) -> Header:
     """Read shape, affine, origin, spacing and direction without the voxels."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise unreadable(path, error) from None
-    return _header(path, reader)
+    return _header(path, _open(path, voxels=False), reading)
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, reading: Reading) -> Image:
     """Read voxels and header; components of a voxel, or a 4th axis, become channels."""
-    header = read_header(path)
+    reader = _open(path, voxels=True)
+    header = _header(path, reader, reading)
+    size = list(reader.GetSize())
+    if len(size) >= 4 and reading.volume is not None and size[3] > 1:  # the other volumes are not read
+        reader.SetExtractIndex([0, 0, 0, reading.volume, *[0] * (len(size) - 4)])
+        reader.SetExtractSize([*size[:3], 1, *[1] * (len(size) - 4)])
     try:
-        image = sitk.ReadImage(str(path))
+        image = reader.Execute()
     except RuntimeError as error:
         raise unreadable(path, error) from None
     array = sitk.GetArrayFromImage(image).T  # (z, y, x[, c]) -> ([c,] x, y, z), and (t, z, y, x) -> (x, y, z, t)
-    if image.GetNumberOfComponentsPerPixel() == 1:
+    if array.dtype.kind == "c":
+        array = np.abs(array).astype(header.dtype, copy=False)
+    components = reader.GetNumberOfComponents()
+    if components > 1:
+        array = array.reshape((components, *header.shape_ijk), order="A")
+        if _is_colour(reader):
+            array = grey(array)[None] if reading.colour == "grey" else array[:3]
+        elif reading.volume is not None:
+            array = array[reading.volume : reading.volume + 1]
+    else:
         array = np.moveaxis(array.reshape((*header.shape_ijk, header.channels), order="F"), -1, 0)
     return Image(array.reshape((header.channels, *header.shape_ijk), order="A"), header)
 
@@ -58,20 +78,36 @@ def write_image(path: Path, array: np.ndarray, like: Header) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _header(path: Path, reader: Any) -> Header:
+def _open(path: Path, *, voxels: bool) -> Any:
+    """A reader that knows the file's header; `voxels` says that they will be read, so that they must be there."""
+    check_text(path, voxels=voxels)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise unreadable(path, error) from None
+    return reader
+
+
+def _header(path: Path, reader: Any, reading: Reading) -> Header:
     components = reader.GetNumberOfComponents()
-    name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in name:
-        check_dtype(path, np.dtype(np.complex64))
+    dtype = np.dtype(_dtype(reader.GetPixelID()))
     size = tuple(reader.GetSize())
-    shape_ijk, channels = check_shape(path, size)
-    if components > 1 and channels > 1:
+    shape_ijk, volumes = check_shape(path, size)
+    colour = _is_colour(reader)
+    if components > 1 and volumes > 1:
         raise DataError(
             path,
-            found=f"{components} components in each voxel and a 4th axis of {channels}",
+            found=f"{components} components in each voxel and a 4th axis of {volumes}",
             expected="channels in one of the two",
             remedy="Split the file by its 4th axis.",
         )
+    if colour:
+        dtype, channels = colour_dtype(path, dtype, reading)
+    else:
+        dtype, _ = real_dtype(path, dtype, reading)
+        channels = check_volume(path, components * volumes, reading.volume)
     dimensions = len(size)
     n = min(dimensions, 3)
     direction, spacing, origin = np.eye(3), np.ones(3), np.zeros(3)
@@ -86,14 +122,23 @@ def _header(path: Path, reader: Any) -> Header:
         "spacing": spacing.tolist(),
         "direction": direction.ravel().tolist(),
     }
-    dtype = _dtype(reader.GetPixelID())
-    return Header(path, shape_ijk, components * channels, check_affine(path, _LPS_TO_RAS @ affine), codes, dtype)
+    affine = check_affine(path, _LPS_TO_RAS @ affine)
+    return Header(path, shape_ijk, channels, affine, codes, dtype.name, colour=colour and channels > 1)
+
+
+def _is_colour(reader: Any) -> bool:
+    """Whether voxels are colours: NRRD may say so; else 3 or 4 components of 8 bits are taken for one."""
+    components, key = reader.GetNumberOfComponents(), "NRRD_kinds[pixel]"
+    said = reader.HasMetaDataKey(key) and "color" in reader.GetMetaData(key).lower()
+    return components in (3, 4) and (said or _dtype(reader.GetPixelID()) == "uint8")
 
 
 def _dtype(pixel_id: int) -> str:
     """Numpy name of a SimpleITK pixel type (vector types count as their component's)."""
     name = sitk.GetPixelIDValueAsString(pixel_id)
     bits = next(digits for digits in ("8", "16", "32", "64") if f"{digits}-bit" in name)
+    if "complex" in name:
+        return f"complex{2 * int(bits)}"
     if "float" in name:
         return f"float{bits}"
     return f"{'u' if 'unsigned' in name else ''}int{bits}"
