@@ -294,7 +294,7 @@ def _geometry(image: Image, channels: int) -> dict[str, Any]:
 def _digest(image: Image, one_volume: bool) -> str:
     """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own.
 
-    For DICOM, a folder of slices and one volume of several, of affine and voxels: a DICOM's list changes with its place.
+    For DICOM, whose list changes with its place, folders of slices, and one volume of several, of affine and voxels.
     """
     path = image.header.path
     if not one_volume and path.is_file() and suffix_of(path) not in (*DETACHED, SERIES):
