@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prevox.config.base import read_yaml
 from prevox.config.runs import EvaluateConfig
-from prevox.data.readers import SUFFIXES, stem_of, suffix_of
+from prevox.data.readers import SUFFIXES, Reading, stem_of, suffix_of
 from prevox.errors import ConfigError, DataError, RunError
 
 Regions = dict[str, tuple[int, ...]]
@@ -30,7 +30,9 @@ class Case:
         regions: Label values of each class; None scores every value that occurs.
         strict: Whether a label value that no region names is an error (else it counts as background).
         dataset: Name of the dataset that the case comes from; "" where nothing says.
-        image: The scan itself (its first file, where channels have one each); None where nothing says. Not read.
+        image: The scan itself (its first file, where channels have one each); None where nothing says, or
+            the catalogue's choices decide what of it is meant. Not read.
+        reading: How the reference is read, as the catalogue says.
     """
 
     case: str
@@ -41,6 +43,7 @@ class Case:
     strict: bool
     dataset: str = ""
     image: Path | None = None
+    reading: Reading = Reading()  # noqa: RUF009  # immutable
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Reference:
     classes: Regions | None
     dataset: str = ""
     image: Path | None = None
+    reading: Reading = Reading()  # noqa: RUF009  # immutable
 
 
 def match_cases(config: EvaluateConfig) -> Matching:
@@ -113,7 +117,8 @@ def match_cases(config: EvaluateConfig) -> Matching:
             regions=given or reference.classes,
             strict=regions is None,
             dataset=reference.dataset,
-            image=reference.image or sources.get(reference.case),
+            image=None if reference.reading.text() else reference.image or sources.get(reference.case),
+            reading=reference.reading.of_label(),
         )
         for reference in matched
     ]
@@ -218,7 +223,8 @@ def _catalogued(path: Path) -> list[_Reference]:
         )
     datasets = labelled["dataset"].fillna("").astype(str).tolist() if "dataset" in labelled else [""] * len(labelled)
     paths = labelled["paths"].tolist() if "paths" in labelled else [()] * len(labelled)
-    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), datasets, paths, strict=True)
+    readings = labelled["reading"].tolist() if "reading" in labelled else [None] * len(labelled)
+    rows = zip(*(labelled[name].tolist() for name in CATALOGUE_COLUMNS), datasets, paths, readings, strict=True)
     return [
         _Reference(
             case=str(image),
@@ -227,8 +233,9 @@ def _catalogued(path: Path) -> list[_Reference]:
             classes=_named_classes(names) if pd.notna(names) else None,
             dataset=dataset,
             image=Path(root) / files[0] if len(files) else None,
+            reading=Reading.from_text(reading),
         )
-        for image, subject, root, label_path, names, dataset, files in rows
+        for image, subject, root, label_path, names, dataset, files, reading in rows
     ]
 
 

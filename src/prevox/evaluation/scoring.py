@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from prevox.data.readers import read_image
+from prevox.data.readers import Reading, read_image
 from prevox.errors import DataError
 from prevox.evaluation.cases import LARGEST_LABEL, Case, Regions
 from prevox.evaluation.lesions import Lesions, match_lesions
@@ -117,7 +117,7 @@ def score_case(case: Case, tolerance: float, lesions: Collection[str] = ()) -> l
     """Score one case: one row per class. A `DataError` is returned, so that the caller can tell all faults at once."""
     try:
         prediction, affine_p = read_labels(case.prediction, case.case, "prediction")
-        reference, affine_r = read_labels(case.reference, case.case, "reference")
+        reference, affine_r = read_labels(case.reference, case.case, "reference", case.reading)
         _check_grids(case, prediction.shape, affine_p, reference.shape, affine_r)
         values = {"prediction": present_values(prediction), "reference": present_values(reference)}
         if case.regions is not None and case.strict:
@@ -163,13 +163,14 @@ def score_row(case: Case, name: str, score: Score, millilitres: float, lesions: 
     return row
 
 
-def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(path: Path, case: str, role: str, reading: Reading | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a label map in its file's own axis order.
 
     Args:
         path: Mask file.
         case: Id, for messages.
         role: "prediction" or "reference", for messages.
+        reading: Which volume of it is meant, for example; None is the default.
 
     Returns:
         (I, J, K) uint8 or uint16, and the affine.
@@ -179,7 +180,7 @@ def read_labels(path: Path, case: str, role: str) -> tuple[np.ndarray, np.ndarra
     """
     where = f"case {case}, {role} {path}"
     try:
-        image = read_image(path)
+        image = read_image(path, reading)
     except DataError as error:  # a file's name need not hold the case's id
         raise DataError(where, found=error.found, expected=error.expected, remedy=error.remedy) from error
     if image.header.channels != 1:

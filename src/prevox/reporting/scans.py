@@ -54,9 +54,9 @@ def read_scan(case: str, files: Mapping[str, CaseFiles]) -> Scan:
     """
     some = next(iter(files.values()))
     image = next((own.image for own in files.values() if own.image is not None), None)
-    reference, affine = _canonical(some.reference)
+    reference, affine = _canonical(some.reference, mask=True)
     voxels = np.zeros(reference.shape, np.uint8) if image is None else _canonical(image)[0]
-    predictions = {run: _canonical(own.prediction)[0] for run, own in files.items()}
+    predictions = {run: _canonical(own.prediction, mask=True)[0] for run, own in files.items()}
     for name, array in {"image": voxels, **predictions}.items():
         if array.shape != reference.shape:
             raise DataError(
@@ -67,9 +67,11 @@ def read_scan(case: str, files: Mapping[str, CaseFiles]) -> Scan:
     return Scan(voxels, reference, predictions, spacing_of(affine))
 
 
-def _canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _canonical(path: Path, mask: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """First channel of a file, (Z, Y, X), and its affine; of a picture, x runs to the left."""
     found = read_image(path)
+    if mask and found.header.channels > 1:
+        raise DataError(path, found=f"{found.header.channels} volumes", expected="one label map, to show it")
     axes = canonical_axes(found.header.affine, found.header.shape_ijk)
     array_CZYX, affine = reorient(found.array_CIJK[:1], found.header.affine, *axes)
     # shown with the subject's right on the left; a picture does not say where that is, and is shown as it is

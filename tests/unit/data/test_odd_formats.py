@@ -11,11 +11,13 @@ import pytest
 from PIL import Image as Pillow
 
 from prevox.config.data import CatalogueConfig, PrepareConfig
+from prevox.config.runs import EvaluateConfig
 from prevox.data.catalogue import catalogue
 from prevox.data.prepare import prepare
 from prevox.data.readers import Reading, files_of, read_header, read_image, size, write_mask
 from prevox.data.store import Store
 from prevox.errors import DataError
+from prevox.evaluation.evaluate import evaluate
 from prevox.inference.cases import find_cases
 
 pytestmark = pytest.mark.unit
@@ -145,7 +147,8 @@ def test_split_volumes_reach_the_store_and_prediction(tmp_path):
     assert table["label_values"].to_dict() == {f"one_v00{n}": [1] for n in range(3)} | {
         f"three_v00{n}": [n + 1] for n in range(3)
     }
-    assert "duplicate_label" not in table.loc["three_v000", "flags"]
+    flagged = {name for name, flags in table["flags"].items() if "duplicate_label" in flags}
+    assert flagged == {"one_v000", "one_v001", "one_v002", "three_v000"}  # these are the same voxels
     assert table["subject"].to_dict() == {name: name.split("_")[0] for name in table.index}
     prepare(PrepareConfig(catalogue=out, out=tmp_path / "s", workers=1))
     store = Store(tmp_path / "s")
@@ -153,6 +156,10 @@ def test_split_volumes_reach_the_store_and_prediction(tmp_path):
         assert sorted(prepared(store, f"one_v00{number}")) == sorted(values[0, ..., number].ravel())
     readings = {case.image: case.reading for case in find_cases(out)}
     assert readings["three_v002"] == Reading(volume=2)
+    label = read_image(tmp_path / "in" / "labels" / "three.nii.gz", Reading(volume=2))
+    write_mask(tmp_path / "p" / "three_v002.nii.gz", label.array_CIJK[0], label.header)
+    scores = evaluate(EvaluateConfig(predictions=tmp_path / "p", references=out, out=tmp_path / "e")).scores
+    assert scores[["case", "class", "dice"]].to_numpy().tolist() == [["three_v002", "3", 1.0]]
 
 
 def test_volumes_are_channels_by_choice_only(tmp_path):
