@@ -47,7 +47,9 @@ def test_placed_voxels_and_labels_come_back_exactly_without_resampling(affine, s
     made = prepare_image(image[None], affine, label, PrepareSettings())
     here = places(made.grid.shape, made.grid.affine)[made.label_ZYX > 0]
     there = places(label.shape, affine)[label > 0]
-    np.testing.assert_allclose(sorted(map(tuple, here)), sorted(map(tuple, there)), atol=1e-6)  # the same places
+    # the same places; rounded, lest the last bit of one coordinate decide about their order
+    here, there = (sorted(map(tuple, where.round(6))) for where in (here, there))
+    np.testing.assert_allclose(here, there, atol=2e-6)
     assert (scores_to_source(made.array_CZYX, made.grid, made.source)[0] == image.astype(np.float32)).all()
     one_hot = np.stack([made.label_ZYX == value for value in range(4)])
     assert (to_source(one_hot, made.grid, made.source) == label).all()
