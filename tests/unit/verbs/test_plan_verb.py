@@ -41,8 +41,8 @@ def scan(folder, name, shape=SHAPE, affine=SAR, label=True, seed=0):
         nib.save(nib.Nifti1Image(values.astype(np.uint8), affine), folder / "labels" / f"{name}.nii.gz")
 
 
-def catalogued(tmp_path):
-    return catalogue(CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet")).path
+def catalogued(tmp_path, **choices):
+    return catalogue(CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet", **choices)).path
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ class TestRefused:
         scan(tmp_path / "scans", "a")
         scan(tmp_path / "scans", "b", seed=1)
         scan(tmp_path / "scans", "two", shape=(*SHAPE, 2), seed=2)
-        said = self.refused(catalogued(tmp_path), tmp_path)
+        said = self.refused(catalogued(tmp_path, volumes="channels"), tmp_path)
         assert "numbers of channels: 1 (images: 2), 2 (images: 1); the rarest in two" in said
 
     def test_images_too_small_for_a_network(self, tmp_path):
