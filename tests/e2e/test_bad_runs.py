@@ -163,7 +163,8 @@ def test_a_run_of_another_method_is_not_resumed(
 
 def test_channels_that_do_not_fit(made: Path, shell: Shell, tmp_path: Path) -> None:
     for count in (2, 3):
-        shell("catalogue", scans(tmp_path / f"{count}", 2, count), "--out", tmp_path / f"{count}.parquet")
+        words = ["--out", tmp_path / f"{count}.parquet", "--volumes", "channels"]
+        shell("catalogue", scans(tmp_path / f"{count}", 2, count), *words)
         words = ["--catalogue", tmp_path / f"{count}.parquet", "--out", tmp_path / f"store{count}", "--workers", 1]
         shell("prepare", *words)
     text = shell("predict", "--run", made / "seg", "--images", tmp_path / "2", "--out", tmp_path / "masks", code=2)
