@@ -182,7 +182,7 @@ def test_channels_that_do_not_fit(made: Path, shell: Shell, tmp_path: Path) -> N
     )
     folder = scans(tmp_path / "mixed", 3)
     save(folder / "images" / "case_2.nii.gz", np.stack([noise(), noise(1)], -1))
-    shell("catalogue", folder, "--out", tmp_path / "mixed.parquet")
+    shell("catalogue", folder, "--out", tmp_path / "mixed.parquet", "--volumes", "channels")
     words = ["--catalogue", tmp_path / "mixed.parquet", "--out", tmp_path / "store", "--workers", 1]
     says(shell("prepare", *words), "channels differ (2 images with 1, 1 images with 2)", "make one store for each")
     words = ["--store", tmp_path / "store", "--out", tmp_path / "new", "--use", "all", *PRETRAIN, *ONE_STEP]
