@@ -186,15 +186,25 @@ def outcome(path: Path, reading: Reading) -> str:
 
 def _child(connection: Connection, work: Callable[[Path, Reading], str]) -> None:
     """Read the files that come in until none does, within `MEMORY`; what libraries print is not shown."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with Path("/proc/self/statm").open() as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
-    while (task := connection.recv()) is not None:
+    while (task := _next(connection)) is not None:
         try:
             connection.send((work(*task), ""))
         except BaseException as error:  # whatever it is, it is counted
             connection.send(("raised something else", f"{type(error).__name__}: {error}"))
+
+
+def _next(connection: Connection) -> tuple[Path, Reading] | None:
+    """The next file; None where there is none, or nobody who asks is left."""
+    try:
+        task: tuple[Path, Reading] | None = connection.recv()
+    except EOFError:
+        return None
+    return task
 
 
 class Reader:
@@ -213,7 +223,7 @@ class Reader:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["prevox.data.readers.dicom", "SimpleITK", "nibabel"])
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_child, args=(other, self.work), daemon=True)
+        self.process = context.Process(target=_child, args=(other, self.work))
         self.process.start()
         other.close()
 
@@ -252,9 +262,9 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, object]:
             folder = root / "case"
             folder.mkdir()
             path, reading = write_case(number, seed, sound, folder)
-            before = _listing(root)
+            before = listing(root)
             kind, words = reader.read(path, reading)
-            if _listing(root) != before:
+            if listing(root) != before:
                 kind, words = "wrote elsewhere", "files changed"
             counts[kind] += 1
             if kind in BAD:
@@ -274,7 +284,7 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, object]:
     }
 
 
-def _listing(root: Path) -> list[tuple[str, int, int]]:
+def listing(root: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of everything below a folder: readers write nothing at all."""
     found = [(path, path.lstat()) for path in root.rglob("*")]
     return sorted((str(path), state.st_size, state.st_mtime_ns) for path, state in found)

@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, and that it notices what it looks for."""
+"""A short run of the fuzzers, and that they notice what they look for."""
 
 import os
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prevox.data.readers import Reading
+from tests.fuzz import layouts
 from tests.fuzz.readers import MEMORY, READ, Reader, fuzz, outcome, seeds
 
 pytestmark = pytest.mark.unit
@@ -17,6 +18,13 @@ def test_no_damaged_file_does_harm() -> None:
     assert result["faults"] == []
     assert sum(result["outcomes"].values()) == 60
     assert result["past_header"] >= 0.2
+
+
+def test_no_damaged_dataset_does_harm() -> None:
+    result = layouts.fuzz(60, seed=1)
+    assert result["faults"] == []
+    assert sum(result["outcomes"].values()) == 60
+    assert result["outcomes"][layouts.LISTED] >= 20
 
 
 def test_sound_files_are_read_or_need_a_choice(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def stamp_of(entry: Entry) -> str | None:
     for path in _files(entry):
         try:
             found = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # the second: a name that no file can have
             return None
         if not path.is_file() or suffix_of(path) in (*DETACHED, SERIES):
             return None

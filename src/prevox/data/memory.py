@@ -85,7 +85,7 @@ def reading_bytes(paths: Iterable[Path]) -> int:
     for path in paths:
         try:
             size = path.stat().st_size
-        except OSError:  # the reader says what is wrong with it
+        except (OSError, ValueError):  # the reader says what is wrong with it
             continue
         total += header_bytes(path) if size > _SMALL else _EXPANSION * size
     return total

@@ -39,7 +39,7 @@ def pseudonym(salt: bytes, kind: str, value: str) -> str:
         kind: What is hashed ("patient"): equal values of two kinds have different hashes.
         value: The identifier.
     """
-    return hmac.new(salt, f"{kind}\0{value}".encode(), hashlib.sha256).hexdigest()[:_DIGITS]
+    return hmac.new(salt, f"{kind}\0{value}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:_DIGITS]
 
 
 def plain_id(value: str) -> str:

@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -102,6 +103,13 @@ def test_identifiers_are_readable_on_request_and_lead_nowhere(tmp_path):
     series(tmp_path / "export", 1, PatientID="../../one", StudyInstanceUID="1.1")
     (row,) = run(tmp_path, tmp_path / "export", dicom=DicomConfig(identifiers=True)).table.to_dict("records")
     assert (row["image"], row["subject"], row["session"], row["collection"]) == ("1.2.3.1", "one", "1.1", "export")
+
+
+def test_folders_named_in_latin_1_are_read(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/export/M\xfcller"))
+    series(folder, 1, PatientID=None, StudyInstanceUID=None, SeriesInstanceUID=None)  # the folder tells series apart
+    (row,) = run(tmp_path, tmp_path / "export").table.to_dict("records")
+    assert "ller" not in str(row)
 
 
 def test_without_patient_the_study_is_the_subject_and_the_series_after_it(tmp_path):

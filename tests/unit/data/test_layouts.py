@@ -1,8 +1,13 @@
 import json
+import os
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from prevox.config.data import CatalogueConfig
+from prevox.data.catalogue import catalogue
 from prevox.data.layouts import recognise
 from prevox.data.layouts.base import class_names_of
 from prevox.errors import DataError
@@ -271,3 +276,34 @@ def test_real_layouts():
     assert {(e.layout, e.modality, str(e.class_names)) for e in pet} == {("nnunet", "PET", "{1: 'tumour'}")}
     ct = recognise(DATA / "sts_ct")
     assert (len(ct), sum(entry.label is not None for entry in ct)) == (18, 4)
+
+
+def test_a_name_that_is_no_utf8_costs_only_its_image(tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    nib.save(nib.Nifti1Image(np.arange(1000, dtype=np.int16).reshape(10, 10, 10), np.eye(4)), scans / "fine.nii.gz")
+    Path(os.fsdecode(os.fsencode(scans) + b"/caf\xe9.nii.gz")).symlink_to(scans / "fine.nii.gz")  # Latin-1
+    result = catalogue(CatalogueConfig(paths=(scans,), out=tmp_path / "c.parquet"))
+    assert result.table["image"].tolist() == ["fine"]
+    ((image, reason),) = result.failures
+    assert image == r"caf\udce9"
+    assert "no UTF-8 text" in reason
+    assert "Rename it" in (tmp_path / "c.failures.csv").read_text(encoding="utf-8")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfc"))
+    odd.symlink_to(scans, target_is_directory=True)
+    with pytest.raises(DataError, match="udcfc: found a path that is no UTF-8"):
+        recognise(odd)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"name": "\ud800", "training": ["./a.nii.gz"]}, "not JSON .*surrogates"),
+        ({"training": ["a" * 5000]}, "no file .*aaa"),
+        ({"training": ["a\0b.nii.gz"]}, "no file .*b.nii.gz"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(tmp_path, content, reason):
+    describe(tmp_path, **content)
+    with pytest.raises(DataError, match=reason):
+        catalogue(CatalogueConfig(paths=(tmp_path,), out=tmp_path / "c.parquet"))

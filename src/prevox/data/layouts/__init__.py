@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prevox.console import warn
 from prevox.data.layouts import bids, dicom, folder, msd, nnunet, pictures, stacks
-from prevox.data.layouts.base import Entry, image_files, refuse_duplicates
+from prevox.data.layouts.base import Entry, as_text, image_files, is_text, readable, refuse_duplicates
 from prevox.data.layouts.dicom import DicomSource
 from prevox.data.readers import SUFFIXES, foreign, is_picture, suffix_of
 from prevox.errors import DataError
@@ -35,6 +35,10 @@ def recognise(path: Path, source: DicomSource | None = None, stack: bool = False
             have one id.
     """
     path = path.expanduser().absolute()
+    if not is_text(path):
+        raise DataError(
+            as_text(path), found="a path that is no UTF-8 text", expected="names in UTF-8", remedy="Rename the folder."
+        )
     if path.name == "dataset.json":
         path = path.parent
     if not path.exists():
@@ -58,7 +62,7 @@ def recognise(path: Path, source: DicomSource | None = None, stack: bool = False
             "DICOM",
             remedy=f"Check the path; hidden files are skipped.{'' if source else _CATALOGUE_FIRST}",
         )
-    return entries
+    return [readable(entry) for entry in entries]
 
 
 def _other_files(path: Path) -> str:

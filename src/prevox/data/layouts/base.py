@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def read_description(root: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a character (\\ud800) is no text that can be written
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(path, found=f"text that is not JSON ({error})", expected="a JSON object") from None
     if not isinstance(content, dict):
@@ -258,9 +259,48 @@ def refuse_duplicates(entries: Iterable[Entry], remedy: str) -> None:
             )
 
 
+def is_text(name: object) -> bool:
+    """Whether a name can be written down: file names of old systems may hold bytes that are no UTF-8."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_text(name: object) -> str:
+    """The name with such bytes as escapes, for messages: no file is called so."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def readable(entry: Entry) -> Entry:
+    """The entry; where a name of it cannot be written into tables, one that is left out with a name that can."""
+    odd = [name for name in (*entry.paths, entry.label, entry.image) if not is_text(name)]
+    if not odd:
+        return entry
+    problem = DataError(
+        as_text(odd[0]),
+        found="a file name that is no UTF-8 text",
+        expected="names in UTF-8, as catalogues and stores have them",
+        remedy="Rename it; `convmv` does so for many files.",
+    )
+    label = None if entry.label is None else Path(as_text(entry.label))
+    paths = tuple(Path(as_text(path)) for path in entry.paths)
+    image, subject = as_text(entry.image), as_text(entry.subject)
+    return replace(entry, image=image, subject=subject, paths=paths, label=label, problem=problem)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path that a text names is a file; a name that no file can have is none."""
+    try:
+        return path.is_file() and "\0" not in str(path)
+    except (OSError, ValueError):
+        return False
+
+
 def missing_files(image: str, paths: Iterable[Path]) -> DataError | None:
     """The problem of an image whose files are not all there; None if they are."""
-    absent = [str(path) for path in paths if not path.is_file()]
+    absent = [str(path) for path in paths if not is_there(path)]
     if not absent:
         return None
     return DataError(

@@ -160,6 +160,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object; None if the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # as `read_description` does
     except (ValueError, OSError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -180,7 +181,7 @@ class _Sidecars:
         for folder in reversed(folders):
             for entities, suffix, content in sorted(self._in(folder), key=lambda sidecar: len(sidecar[0])):
                 if suffix == file.suffix and entities <= own:
-                    found |= {k: v for k, v in content.items() if k in _PARAMETERS and isinstance(v, str | int | float)}
+                    found |= {k: v for k, v in content.items() if k in _PARAMETERS and _fits_a_column(v)}
         return found
 
     def _in(self, folder: Path) -> list[tuple[frozenset[str], str, dict[str, Any]]]:
@@ -192,6 +193,11 @@ class _Sidecars:
                 parsed += [(frozenset(entities), suffix, content)] if content else []
             self.known[folder] = parsed
         return self.known[folder]
+
+
+def _fits_a_column(value: Any) -> bool:
+    """Whether a sidecar's value is text or a number that a table can hold."""
+    return isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _entry(file: _File, label: _File | None, collection: str, sidecars: _Sidecars, root: Path) -> Entry:

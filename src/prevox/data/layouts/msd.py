@@ -10,6 +10,7 @@ from prevox.data.layouts.base import (
     Entry,
     channel_names_of,
     class_names_of,
+    is_there,
     missing_files,
     read_description,
     refuse_duplicates,
@@ -75,4 +76,4 @@ def _files(root: Path, item: Any) -> tuple[tuple[Path, ...], Path | None]:
 def _is_nnunet_1(listed: Path) -> bool:
     """Whether the listing leaves out the channel number, as nnU-Net 1 does: CASE.nii.gz stands for CASE_0000.nii.gz."""
     suffix = suffix_of(listed) or ""
-    return not listed.is_file() and listed.with_name(f"{stem_of(listed)}_0000{suffix}").is_file()
+    return not is_there(listed) and is_there(listed.with_name(f"{stem_of(listed)}_0000{suffix}"))
