@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from prevox.cli.main import run, settings_from
 from prevox.data.phantom import write_phantoms
 from tests.e2e import bad
+from tests.e2e.browser import Browser
 
 MODEL = ["--model.size", "T", "--model.patch", "8", "8", "8", "--model.depth", "2"]
 METHOD = ["--method.decoder-width", "48", "--method.decoder-depth", "1", "--method.decoder-heads", "3"]
@@ -83,3 +85,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call("predict", "--run", root / "seg", "--images", root / "c.parquet", "--device", "cpu")
     (root / "file").touch()
     return root
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started

@@ -1,7 +1,6 @@
 """The report in a real browser: opened from disk, without network, by mouse and by keyboard."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.e2e
 PLANES = ("axial", "coronal", "sagittal")
 # where pictures of the pages go for somebody to look at; without it they stay in the test's own folder
 PICTURES = os.environ.get("PREVOX_TEST_PICTURES")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The page beside a catalogue in a real browser: opened from disk, filtered by mouse and by keyboard, on a phone."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from tests.unit.data.scans_of_rules import CASES, PLAIN, one_off, save
 pytestmark = pytest.mark.e2e
 PICTURES = os.environ.get("PREVOX_TEST_PICTURES")
 EVIL = "<b onclick=alert(1)>&'"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ paths, half characters, of another type or very long, besides all that `tests.fu
 links in circles and names that are no UTF-8.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from prevox.data.catalogue import catalogue
 from prevox.data.encode import is_file_name
 from prevox.data.readers import Reading
 from prevox.errors import PrevoxError
-from tests.fuzz.readers import BAD, Reader, damaged, listing
+from tests.fuzz.readers import BAD, Reader, command, damaged, listing
 
 LISTED, REFUSED = "listed", "refused with a message"
 VALUES: tuple[Any, ...] = (
@@ -117,7 +116,7 @@ def outcome(folder: Path, reading: Reading) -> str:
     return LISTED
 
 
-def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, object]:
+def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, Any]:
     """Catalogue `count` damaged datasets; counts of outcomes, and each fault."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
@@ -146,16 +145,5 @@ def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, object]:
     return {"datasets": count, "seed": seed, "outcomes": dict(sorted(counts.items())), "faults": faults}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
-    options = parser.parse_args()
-    result = fuzz(options.count, options.seed, options.keep)
-    print(json.dumps(result, indent=2))
-    return int(bool(result["faults"]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__ or "", fuzz, 600))

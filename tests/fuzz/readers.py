@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -248,7 +249,7 @@ class Reader:
         self.process.join()
 
 
-def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, object]:
+def fuzz(count: int, seed: int, keep: Path | None = None) -> dict[str, Any]:
     """Read `count` damaged files; counts of outcomes, the share that got past the header, and each fault."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
@@ -290,9 +291,10 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
     return sorted((str(path), state.st_size, state.st_mtime_ns) for path, state in found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000)
+def command(words: str, fuzz: Callable[[int, int, Path | None], dict[str, Any]], count: int) -> int:
+    """Fuzz from the command line; print the counts. 1 if there was a fault, else 0."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
@@ -302,4 +304,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__ or "", fuzz, 2000))

@@ -17,7 +17,7 @@ import numpy as np
 from prevox.evaluation.arms import UNNAMED, Arm
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.classified import TWO_SIDED, known, measured, members_of, resampled_values, undefined, varied
-from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison, verdict
+from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison, rank_entries, verdict
 from prevox.evaluation.evaluate import LEVEL, RESAMPLES, SEED
 from prevox.evaluation.paired import holm
 from prevox.evaluation.probability_tables import ALL, Classified
@@ -196,15 +196,4 @@ def _ranks(
     means = means[~np.isnan(means).any(axis=1)]
     now = np.array([values[MEAN][0] for values in observed])
     part = stability_of(now, means, HIGHER_IS_BETTER[metric])
-    return [
-        {
-            "dataset": dataset,
-            "run": label,
-            "rank": float(part.ranks[run]),
-            "low": float(part.low[run]),
-            "high": float(part.high[run]),
-            "shares": [float(share) for share in part.shares[run]],
-        }
-        for dataset in (UNNAMED, None)
-        for run, label in enumerate(names)
-    ]
+    return rank_entries([(UNNAMED, part), (None, part)], names)

@@ -261,18 +261,21 @@ def _ranks(datasets: Sequence[Dataset], names: Sequence[str], metric: str) -> li
         subjects = [subject for subject, found in zip(dataset.subjects, counted, strict=True) if found]
         parts.append((dataset.values[-1][counted], subjects))
     each, average = stability(parts, HIGHER_IS_BETTER[metric], RESAMPLES, SEED)
-    entries = []
-    found: list[tuple[str | None, Stability]] = [(d.name, part) for d, part in zip(datasets, each, strict=True)]
-    for name, part in [*found, (None, average)]:
-        for run, label in enumerate(names):
-            entries.append(
-                {
-                    "dataset": name,
-                    "run": label,
-                    "rank": float(part.ranks[run]),
-                    "low": float(part.low[run]),
-                    "high": float(part.high[run]),
-                    "shares": [float(share) for share in part.shares[run]],
-                }
-            )
-    return entries
+    found = [(dataset.name, part) for dataset, part in zip(datasets, each, strict=True)]
+    return rank_entries([*found, (None, average)], names)
+
+
+def rank_entries(parts: Sequence[tuple[str | None, Stability]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Ranks by dataset (None: the average) and run, as `Comparison.ranks` has them."""
+    return [
+        {
+            "dataset": dataset,
+            "run": label,
+            "rank": float(part.ranks[run]),
+            "low": float(part.low[run]),
+            "high": float(part.high[run]),
+            "shares": [float(share) for share in part.shares[run]],
+        }
+        for dataset, part in parts
+        for run, label in enumerate(names)
+    ]

@@ -141,6 +141,12 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     )
 
 
+def only_pictures(folder: Path) -> list[Path]:
+    """`image_files` at any depth; none if some are no pictures."""
+    files = image_files(folder, recursive=True)
+    return files if all(is_picture(path) for path in files) else []
+
+
 def foreign_entries(root: Path) -> list[Entry]:
     """An entry for each image in a format that is not read: it is left out by name, not in silence."""
     if not root.is_dir():

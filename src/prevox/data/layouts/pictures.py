@@ -12,17 +12,14 @@ from pathlib import Path
 from prevox.console import warn
 from prevox.data.join import listed
 from prevox.data.layouts import folder
-from prevox.data.layouts.base import Entry, image_files
-from prevox.data.readers import is_picture
+from prevox.data.layouts.base import Entry, only_pictures
 from prevox.errors import DataError
 
 
 def recognise(root: Path) -> list[Entry] | None:
     """Read the folder if it holds pictures only, and one table describes most of them; else None."""
-    if not root.is_dir():
-        return None
-    files = image_files(root, recursive=True)
-    if not files or not all(is_picture(path) for path in files):
+    files = only_pictures(root)
+    if not files:
         return None
     tables = _tables(root, files)
     entries = folder.recognise(root) if tables else None

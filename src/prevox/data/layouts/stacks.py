@@ -6,17 +6,14 @@ A volume is called as its folder, `images/CASE/001.png` and on as CASE; its labe
 
 from pathlib import Path
 
-from prevox.data.layouts.base import Entry, image_files, refuse_duplicates
-from prevox.data.readers import is_picture
+from prevox.data.layouts.base import Entry, only_pictures, refuse_duplicates
 from prevox.errors import DataError
 
 
 def recognise(root: Path) -> list[Entry] | None:
     """Read the folder if it holds pictures only, else None."""
-    if not root.is_dir():
-        return None
-    files = image_files(root, recursive=True)
-    if not files or not all(is_picture(path) for path in files):
+    files = only_pictures(root)
+    if not files:
         return None
     counts: dict[Path, int] = {}
     for path in files:
