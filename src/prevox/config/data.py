@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from tyro.conf import Positional
@@ -35,6 +35,24 @@ class WorkConfig(Config):
     everything and nothing limits the time."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds after which a case that is not finished is stopped and left out."""
+    shard: str | None = None
+    """I/N: work on part I of N only, counted from 1, for the tasks of a job array, which may run at the same time. The
+    same call without it, after them, does what is missing and writes the table of all."""
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Number of the shard, from 0, and number of shards."""
+        if self.shard is None:
+            return None
+        number, _, count = self.shard.partition("/")
+        return int(number) - 1, int(count)
+
+    @model_validator(mode="after")
+    def _shard_exists(self) -> Self:
+        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard or "1/1")
+        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError(f"shard {self.shard}: expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4")
+        return self
 
 
 class ReadingConfig(Config):
@@ -70,24 +88,6 @@ class CatalogueConfig(ReadingConfig, WorkConfig):
     """Series, tilt and ids of DICOM."""
     rules: RulesConfig = RulesConfig()
     """Quality rules: thresholds, and which rules exclude an image from what follows."""
-    shard: str | None = None
-    """I/N: read only part I of N, counted from 1, for the tasks of a job array, which may run at the same time. The
-    call without it, after them, writes the table."""
-
-    @property
-    def part(self) -> tuple[int, int] | None:
-        """Number of the shard, from 0, and number of shards."""
-        if self.shard is None:
-            return None
-        number, _, count = self.shard.partition("/")
-        return int(number) - 1, int(count)
-
-    @model_validator(mode="after")
-    def _shard_exists(self) -> "CatalogueConfig":
-        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard or "1/1")
-        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
-            raise ValueError(f"shard {self.shard}: expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4")
-        return self
 
 
 class PlanConfig(Config):

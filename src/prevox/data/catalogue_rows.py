@@ -33,7 +33,7 @@ SCHEMA = 2  # of rows; another one, and no row of a journal or catalogue of befo
 DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # their voxels, or their header, lie in another file
 
 # settings that do not decide what a row says of its image
-_ELSEWHERE = {*WorkConfig.model_fields, "paths", "out", "table", "group", "strict", "shard", "rules"}
+_ELSEWHERE = {*WorkConfig.model_fields, "paths", "out", "table", "group", "strict", "rules"}
 # what is read in this process: so much, of formats whose readers are no compiled code that a broken file might crash
 _FEW, _FEW_BYTES, _LITTLE_MEMORY = 200, 16 << 20, 1 << 30
 _PLAIN = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg")

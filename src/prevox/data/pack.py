@@ -46,7 +46,7 @@ class Packed(NamedTuple):
     attributes: dict[str, Any]
 
 
-def plan(cases: Sequence[Case]) -> list[list[Case]]:
+def plan_packs(cases: Sequence[Case]) -> list[list[Case]]:
     """Divide slices into packs; those of like size come together, so that little is padded.
 
     A pack holds up to 64 MB and 1000 images, all with the same channels; an image that is larger has its own.
@@ -83,7 +83,7 @@ class Packer:
     """
 
     def __init__(self, store: Path, cases: Sequence[Case]) -> None:
-        packs = plan(cases)
+        packs = plan_packs(cases)
         self.cases = [case for pack in packs for case in pack]
         self._store = store
         self._number = {case.image: number for number, pack in enumerate(packs) for case in pack}

@@ -64,7 +64,8 @@ class Store:
                 self.path,
                 found="a store without index.parquet",
                 expected="a finished store",
-                remedy="`prevox prepare` was killed, or no image could be prepared (failures.csv): run it again.",
+                remedy="`prevox prepare` was killed, had only --shard so far, or could prepare no image (failures.csv): "
+                "run it again, without --shard.",
             )
         try:
             self.index: pd.DataFrame = pd.read_parquet(BytesIO(index)).set_index("image")

@@ -21,7 +21,7 @@ from prevox.data.catalogue import catalogue
 from prevox.data.dataset import ViewLoader
 from prevox.data.encode import Case, encode_case
 from prevox.data.group import image_levels, label_levels, pyramid_factors
-from prevox.data.pack import plan
+from prevox.data.pack import plan_packs
 from prevox.data.place import PrepareSettings, prepare_image
 from prevox.data.prepare import prepare
 from prevox.data.readers import read_image
@@ -149,11 +149,11 @@ def test_packs_are_limited_in_bytes_and_number_and_gather_like_sizes(monkeypatch
         return Case({"image": image}, "", shape)
 
     small = [case(f"s{n:04d}", 1, 64, 64) for n in range(2500)]
-    assert [len(pack) for pack in plan(small)] == [1000, 1000, 500]
+    assert [len(pack) for pack in plan_packs(small)] == [1000, 1000, 500]
     large = [case(f"l{n}", 1, 1024, 2048) for n in range(20)]  # 4 MiB of int16 each
-    assert [len(pack) for pack in plan(large)] == [16, 4]
-    assert [len(pack) for pack in plan([case("huge", 3, 9000, 9000), case("x", 3, 5, 5)])] == [1, 1]
-    mixed = plan([*large, *small[:10], *(case(f"c{n}", 3, 64, 64) for n in range(3))])
+    assert [len(pack) for pack in plan_packs(large)] == [16, 4]
+    assert [len(pack) for pack in plan_packs([case("huge", 3, 9000, 9000), case("x", 3, 5, 5)])] == [1, 1]
+    mixed = plan_packs([*large, *small[:10], *(case(f"c{n}", 3, 64, 64) for n in range(3))])
     assert [{c.slice_CYX[0] for c in pack} for pack in mixed][-1] == {3}
     assert all(len({c.slice_CYX[0] for c in pack}) == 1 for pack in mixed)
     for pack in mixed:

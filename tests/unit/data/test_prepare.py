@@ -263,7 +263,7 @@ def test_other_settings_need_another_store(scans):
 
 
 def test_full_disk_and_unwritable_folder_name_the_folder(scans, monkeypatch):
-    from prevox.data import prepare as module
+    from prevox.data import volume as module
 
     write = module.write_image_group
 
