@@ -69,12 +69,17 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def test_prepare_keeps_what_is_finished(made: Path, shell: Shell, disk: Disk) -> None:
     words = ["prepare", "--catalogue", made / "c.parquet", "--out", disk.folder / "store", "--workers", 1]
-    disk.fill(150, "prevox.data.prepare.write_image_group", 2)  # an image takes about 90 kB
+    disk.fill(250, "prevox.data.volume.write_image_group", 2)  # an image takes about 90 kB, the room for the index 68
     text = shell(*words, code=2)
     says(text, "disk/store: cannot be written", FULL, "Finished images can be used", "Free space or give another --out")
     images = disk.folder / "store" / "images"
     finished = {path.name: path.stat().st_ino for path in images.iterdir()}
     assert 0 < len(finished) < 4
+    usable = Store(disk.folder / "store")  # while the disk is full
+    assert {f"{image}.zarr" for image in usable.index.index} == set(finished)
+    for image in usable.index.index:
+        assert usable.read(image, 0, [(0, size) for size in usable.shape(image)]).result().any()
+    assert not [path for path in (disk.folder / "store").rglob("*") if path.name.startswith(".")]
     disk.free()
     says(shell(*words), f"4 images in {made / 'c.parquet'}, {len(finished)} already in")
     assert len(Store(disk.folder / "store").index) == 4

@@ -5,6 +5,7 @@ image whose content hash and settings are those in the store is left alone: a se
 changed.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Failure, run_cases
 from prevox.data.store import image_folder, read_info
 from prevox.data.store_files import StoreFiles
-from prevox.data.temporary import is_temporary, remove_stale
+from prevox.data.temporary import is_temporary, remove_stale, temporary_path
 from prevox.data.volume import is_done, prepare_case, writing
 from prevox.errors import ConfigError, RunError
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["PrepareResult", "PrepareSettings", "Prepared", "prepare", "prepare_image"]
 
 T = TypeVar("T")
+
+_TABLE_KB, _ROW_KB = 64, 1  # kB of the index: 24 without a row, and 0.2 to 0.3 of each, as columns of --table may add
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         (config.out / "images").mkdir(exist_ok=True)
         _remove_leftovers(config.out)
         cases = _to_do(config.out, part, settings, config.part is None)
+        reserve = _reserve(config.out, len(rows)) if cases and config.part is None else None
     share = "" if config.shard is None else f", {len(part)} of them in shard {config.shard}"
     console.print(
         f"{len(rows)} images in {config.catalogue}{share}, {len(part) - len(cases)} already in {config.out}",
@@ -97,8 +101,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     try:
         _prepare_all(config, settings, cases, failures)
     finally:
-        # also after an interruption: what is finished can be used
+        # also after an interruption, or on a full disk: what is finished can be used
         with writing(config.out):
+            if reserve is not None:
+                reserve.unlink(missing_ok=True)
             _remove_leftovers(config.out)  # of workers that have died or were stopped
             if config.part is None:
                 index = _write_tables(config, settings, all_cases, failures)
@@ -128,6 +134,15 @@ def _part(cases: list[Case], part: tuple[int, int] | None) -> list[Case]:
     packs = plan_packs([case for case in cases if case.slice_CYX is not None])
     first, last = (len(packs) * n // count for n in (number, number + 1))
     return [*volumes[number::count], *(case for pack in packs[first:last] for case in pack)]
+
+
+def _reserve(out: Path, images: int) -> Path:
+    """Take the room that the store's tables will need, so that they can be written when the images fill the disk."""
+    path = temporary_path(out / "reserve")
+    with path.open("wb") as file:
+        for _ in range(_TABLE_KB + images * _ROW_KB):
+            file.write(os.urandom(1024))  # which no file system stores in less
+    return path
 
 
 def _write_tables(

@@ -64,7 +64,7 @@ class Store:
                 self.path,
                 found="a store without index.parquet",
                 expected="a finished store",
-                remedy="`prevox prepare` was killed, had only --shard so far, or could prepare no image (failures.csv): "
+                remedy="`prevox prepare` was killed, ran with --shard only, or could prepare no image (failures.csv): "
                 "run it again, without --shard.",
             )
         try:
