@@ -126,7 +126,7 @@ def _results(
         lambda task: task.entry.image,
         "reading",
         timeout=config.timeout,
-        memory=lambda task: reading_bytes(_files(task.entry)),
+        memory=lambda task: reading_bytes(_files(task.entry), task.entry.reading),
     )
 
 
@@ -269,8 +269,10 @@ def _has_same_content(entry: Entry, row: Row) -> bool:
 
 def _is_little(tasks: Sequence[Task]) -> bool:
     """Whether reading in this process is quicker than starting another, and as safe."""
-    paths = [path for task in tasks if task.entry.problem is None for path in _files(task.entry)]
+    entries = [task.entry for task in tasks if task.entry.problem is None]
+    paths = [path for entry in entries for path in _files(entry)]
     if len(paths) > _FEW or not all(suffix_of(path) in _PLAIN for path in paths):
         return False
-    sizes = [path.stat().st_size for path in paths if path.is_file()]
-    return sum(sizes) <= _FEW_BYTES and sum(header_bytes(path) for path in paths) <= _LITTLE_MEMORY
+    if sum(path.stat().st_size for path in paths if path.is_file()) > _FEW_BYTES:
+        return False
+    return sum(header_bytes(path, entry.reading) for entry in entries for path in _files(entry)) <= _LITTLE_MEMORY

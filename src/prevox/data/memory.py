@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 
 from prevox.data.place import PrepareSettings
-from prevox.data.readers import read_header, suffix_of
+from prevox.data.readers import Reading, read_header, suffix_of
 from prevox.errors import DataError
 
 _UNLIMITED = 1 << 60  # what the first version of cgroups says where no limit is set is beyond this
@@ -75,7 +75,7 @@ def preparing_bytes(row: dict[str, Any], settings: PrepareSettings) -> int:
     return int(voxels * (source + _PREPARED * growth))
 
 
-def reading_bytes(paths: Iterable[Path]) -> int:
+def reading_bytes(paths: Iterable[Path], reading: Reading) -> int:
     """Bytes that cataloguing the files of one image takes at most, about.
 
     From the headers of NIfTI files that are not small, for these are read without compiled code, which a broken file
@@ -87,16 +87,16 @@ def reading_bytes(paths: Iterable[Path]) -> int:
             size = path.stat().st_size
         except (OSError, ValueError):  # the reader says what is wrong with it
             continue
-        total += header_bytes(path) if size > _SMALL else _EXPANSION * size
+        total += header_bytes(path, reading) if size > _SMALL else _EXPANSION * size
     return total
 
 
-def header_bytes(path: Path) -> int:
+def header_bytes(path: Path, reading: Reading) -> int:
     """Bytes that cataloguing one file takes, about: by its header for NIfTI, by its size for anything else."""
     if suffix_of(path) not in (".nii", ".nii.gz"):
         return _EXPANSION * path.stat().st_size if path.is_file() else 0
     try:
-        header = read_header(path)
+        header = read_header(path, reading)
     except DataError:
         return 0
     voxels = header.channels * int(np.prod(header.shape_ijk, dtype=np.float64))

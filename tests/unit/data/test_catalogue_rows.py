@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from tests.unit.data.test_catalogue import mask, noise, pairs, run, save
 
@@ -16,6 +18,7 @@ from prevox.data import catalogue_rows
 from prevox.data.catalogue import _row_or_reason, catalogue
 from prevox.data.layouts import recognise
 from prevox.data.memory import _control_groups, _room, header_bytes, reading_bytes
+from prevox.data.readers import Reading
 
 pytestmark = pytest.mark.unit
 
@@ -149,10 +152,15 @@ def test_killed_and_run_again(tmp_path):
 
 def test_memory_estimates(tmp_path):
     large = save(tmp_path / "large.nii", noise(shape=(200, 150, 100)))  # 6 MB of int16: 12 + 2 bytes for each voxel
-    assert header_bytes(large) == reading_bytes([large]) == 14 * 3_000_000
+    assert header_bytes(large, Reading()) == reading_bytes([large], Reading()) == 14 * 3_000_000
+    series = save(tmp_path / "series.nii", noise(shape=(20, 30, 40, 9)))
+    assert [header_bytes(series, reading) for reading in (Reading(), Reading(volume=4))] == [14 * 216_000, 14 * 24_000]
+    colours = np.zeros((20, 30, 40), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii")
+    assert header_bytes(tmp_path / "rgb.nii", Reading(colour="channels")) == 3 * 13 * 24_000
     other = tmp_path / "a.nrrd"
     other.write_bytes(bytes(1000))
-    assert reading_bytes([other, tmp_path / "absent.nii"]) == 16_000
+    assert reading_bytes([other, tmp_path / "absent.nii"], Reading()) == 16_000
 
 
 def test_control_groups(tmp_path):

@@ -1,6 +1,7 @@
 """Formats beside NIfTI and NRRD, headers that cannot be true, and choices for 4D, colour and complex files."""
 
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from prevox.config.runs import EvaluateConfig
 from prevox.data.catalogue import catalogue
 from prevox.data.prepare import prepare
 from prevox.data.readers import Reading, files_of, read_header, read_image, size, write_mask
+from prevox.data.readers import nib as nib_reader
 from prevox.data.store import Store
 from prevox.errors import DataError
 from prevox.evaluation.evaluate import evaluate
@@ -160,6 +162,35 @@ def test_split_volumes_reach_the_store_and_prediction(tmp_path):
     write_mask(tmp_path / "p" / "three_v002.nii.gz", label.array_CIJK[0], label.header)
     scores = evaluate(EvaluateConfig(predictions=tmp_path / "p", references=out, out=tmp_path / "e")).scores
     assert scores[["case", "class", "dice"]].to_numpy().tolist() == [["three_v002", "3", 1.0]]
+
+
+def test_a_series_is_unpacked_once_for_all_its_volumes(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(nib_reader.ArrayProxy, "__init__", counted(nib_reader.ArrayProxy.__init__, opened))
+    rng = np.random.default_rng(1)
+    first, second = (rng.integers(0, 500, (5, 6, 7, 9), dtype=np.int16) for _ in range(2))
+    path = tmp_path / "series.nii.gz"
+    nib.save(nib.Nifti1Image(first, np.eye(4)), path)
+    opened.clear()
+    for volume in (0, 1, 2, 5, 8, 3):  # the last one lies behind
+        np.testing.assert_array_equal(read_image(path, Reading(volume=volume)).array_CIJK[0], first[..., volume])
+    assert len([kept for kept in opened if kept]) == 1
+    nib.save(nib.Nifti1Image(second, np.eye(4)), path)  # another file of that name
+    os.utime(path, ns=(1, 1))
+    np.testing.assert_array_equal(read_image(path, Reading(volume=4)).array_CIJK[0], second[..., 4])
+    path.write_bytes(path.read_bytes()[:-600])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"series\.nii\.gz"):
+            read_image(path, Reading(volume=8))
+    np.testing.assert_array_equal(read_image(path, Reading(volume=0)).array_CIJK[0], second[..., 0])
+
+
+def counted(real, opened):
+    def init(self, *args, keep_file_open=None, **settings):
+        opened.append(keep_file_open)
+        real(self, *args, keep_file_open=keep_file_open, **settings)
+
+    return init
 
 
 def test_volumes_are_channels_by_choice_only(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,24 @@ def _unscaled(source: Any, volume: int | None) -> np.ndarray:
     proxy = source.dataobj
     if volume is None:
         return np.asarray(proxy.get_unscaled())
-    plain = ArrayProxy(proxy.file_like, (source.shape, proxy.dtype, proxy.offset, 1.0, 0.0), mmap=False)
     at = min(volume, source.shape[3] - 1)  # a label map of one volume belongs to all of a series
-    return np.asarray(plain[(slice(None),) * 3 + (at,) + (0,) * (len(source.shape) - 4)])
+    found = Path(proxy.file_like).stat()
+    series = _series(proxy.file_like, (found.st_size, found.st_mtime_ns), source.shape, proxy.dtype.str, proxy.offset)
+    try:
+        return np.asarray(series[(slice(None),) * 3 + (at,) + (0,) * (len(source.shape) - 4)])
+    except Exception:
+        _series.cache_clear()  # where the stream stands now, nobody knows
+        raise
+
+
+@lru_cache(maxsize=1)
+def _series(file: str, stamp: tuple[int, int], shape: tuple[int, ...], dtype: str, offset: int) -> ArrayProxy:
+    """The voxels of a 4D file, kept open: its volumes are asked for one by one, and each lies behind those before it.
+
+    Opened anew for each of them, a compressed file of N volumes would be unpacked N / 2 times.
+    """
+    del stamp  # a part of the key: a file that was replaced is another one
+    return ArrayProxy(file, (shape, np.dtype(dtype), offset, 1.0, 0.0), mmap=False, keep_file_open=True)
 
 
 def _scaling(source: Any) -> tuple[float, float]:
