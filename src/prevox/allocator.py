@@ -1,4 +1,4 @@
-"""How this process keeps the memory of tensors that are freed.
+"""How this process keeps the memory of tensors that are freed, and where that of tables comes from.
 
 glibc maps blocks of 32 MB and more anew for each tensor and unmaps them when it is freed, and returns the top of its
 heap as well. Every step of a training then has the system clear its activations and gradients again, page by page: a
@@ -34,3 +34,10 @@ def release_freed_memory() -> None:
     """Give back to the system what is kept and not in use; it is taken again when it is needed."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def tables_from_system_memory() -> None:
+    """Let Arrow take the memory of tables from the C library; its own pool keeps several times what they need."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prevox.allocator import tables_from_system_memory
 from prevox.config.data import CatalogueConfig
 from prevox.console import console
 from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_digest, read_rows
@@ -23,12 +24,13 @@ from prevox.data.catalogue_table import print_catalogue, print_failures, print_h
 from prevox.data.choices import chosen
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
+from prevox.data.journal import Rows, Thumbnails
 from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
 from prevox.data.layouts.pictures import refuse_unlisted
 from prevox.data.measure import measure
 from prevox.data.quality import check_channels, check_same_grid, label_values_of, statistics_of
 from prevox.data.readers import SERIES, Image, read_image, suffix_of
-from prevox.data.rules import judge, rule_of
+from prevox.data.rules import HELPERS, Verdict, judge, rule_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
 
@@ -39,7 +41,7 @@ class CatalogueResult:
 
     Args:
         path: The Parquet file.
-        table: Its rows.
+        table: Its rows; of a shard the ids of its images only.
         failures: Image id and reason of each image that was left out.
         thumbnails: Small picture of each image: PNG in base64.
     """
@@ -70,6 +72,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.out.is_dir():
         raise RunError(f"{config.out}: is a folder. Choose another --out.")
     writable_folder(config.out.parent)
+    tables_from_system_memory()
     source = DicomSource(config.out, config.dicom)
     found = [entry for path in config.paths for entry in recognise(path, source, stack=config.stack == "folders")]
     cases = chosen(found, config)
@@ -81,8 +84,9 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.shard is not None and any(entry.layout == "dicom" for entry in entries):
         raise ConfigError(f"--shard {config.shard}: DICOM series are read anew by every call, so leave --shard out.")
     rows, failures = read_rows(entries, config, _row_or_reason)
+    images = [entries[position].image for position in rows.positions]
     if config.shard is not None:
-        return _part_done(config, rows, failures)
+        return _part_done(config, images, failures)
     reasons = config.out.with_suffix(".failures.csv")
     _write_failures(reasons, failures)
     if not rows:
@@ -93,34 +97,43 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
             expected="at least one usable image",
             remedy=f"All reasons are in {reasons}.",
         )
-    table = pd.DataFrame(judge(list(rows.values()), config.rules), index=list(rows))
-    used = [cases[position] for position in rows]
+    table = _table(rows, judge(rows, config.rules))
+    used = [cases[position] for position in rows.positions]
     if config.table is not None:
         subjects = [entry.subject for entry in used]
         table = join_table(table, [entry.image for entry in used], config.table, config.group, subjects=subjects)
     else:
         table = _join_found(table, used, config.group)
-    table = table.reset_index(drop=True)
-    _write_parquet(table, config.out)
+    _write_parquet(table.reset_index(drop=True), config.out)
+    del table  # before it is there twice
     table = read_catalogue(config.out)  # so that callers and later readers see the same types
     print_catalogue(table, failures, config.out, reasons, config.rules)
     if config.table is None:
         for root in sorted({entry.root for entry in used if entry.table is None}):
             print_hint(root, [entry.image for entry in used if entry.root == root])
-    thumbnails = {row["image"]: row["thumbnail"] for row in rows.values()}
-    return CatalogueResult(config.out, table, failures, thumbnails)
+    return CatalogueResult(config.out, table, failures, Thumbnails(dict(zip(images, rows.lines, strict=True))))
 
 
-def _part_done(config: CatalogueConfig, rows: dict[int, Any], failures: list[tuple[str, str]]) -> CatalogueResult:
+def _table(rows: Rows, verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The rows with what the rules say of them; as columns, for a list of rows would take several times the memory."""
+    columns: dict[str, list[Any]] = {}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        for name, value in (row | verdict._asdict()).items():
+            if name not in HELPERS:
+                columns.setdefault(name, []).append(value)
+    return pd.DataFrame(columns, index=rows.positions)
+
+
+def _part_done(config: CatalogueConfig, images: list[str], failures: list[tuple[str, str]]) -> CatalogueResult:
     """Say what one task of a job array has read; the table is written by the call without --shard."""
     print_failures(failures)
     console.print(
-        f"shard {config.shard}: {len(rows)} images read. When all shards are done, the same call without --shard "
+        f"shard {config.shard}: {len(images)} images read. When all shards are done, the same call without --shard "
         f"writes {config.out}; it reads only what is missing.",
         markup=False,
         soft_wrap=True,
     )
-    return CatalogueResult(config.out, pd.DataFrame(list(rows.values())), failures)
+    return CatalogueResult(config.out, pd.DataFrame({"image": images}), failures)
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:

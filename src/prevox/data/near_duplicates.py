@@ -6,13 +6,14 @@ from other scans better than bits above or below the median did: see docs/decisi
 
 import base64
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
 _SIDE = {True: 22, False: 8}  # blocks along an axis, of a single slice and of a volume
 _SAMPLES = 64  # voxels along an axis that are looked at
 _BLOCK = 512  # images that are compared with their neighbours at a time
+_PART = 1024  # images whose signatures are vectors at a time
 _ROUNDING = 1e-6  # of correlations in float32
 
 
@@ -59,40 +60,75 @@ def near_duplicates(
             of_kind[kind, len(signature)].append(position)
     for members in of_kind.values():
         if len(members) > 1:
-            _compare(
-                np.array(members), _vectors([signatures[m] or "" for m in members]), rank, least, partner, correlation
-            )
+            blocks_NB = _bytes(signatures, members)
+            _compare(np.array(members), blocks_NB, rank, least, partner, correlation)
     return partner, correlation
 
 
-def _vectors(signatures: Sequence[str]) -> np.ndarray:
-    """Signatures without mean, of length 1: their products are correlations; (N, blocks) float32."""
-    vectors = np.array([np.frombuffer(base64.b64decode(text), np.uint8) for text in signatures], np.float32)
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _bytes(signatures: Sequence[str | None], members: Sequence[int]) -> np.ndarray:
+    first = base64.b64decode(signatures[members[0]] or "")
+    blocks_NB = np.empty((len(members), len(first)), np.uint8)
+    for n, member in enumerate(members):
+        blocks_NB[n] = np.frombuffer(base64.b64decode(signatures[member] or ""), np.uint8)
+    return blocks_NB
+
+
+def _vectors(blocks_NB: np.ndarray) -> np.ndarray:
+    """Signatures without mean, of length 1: their products are correlations; float32."""
+    vectors_NB = blocks_NB.astype(np.float32)
+    vectors_NB -= vectors_NB.mean(axis=1, keepdims=True)
+    return vectors_NB / np.linalg.norm(vectors_NB, axis=1, keepdims=True)
 
 
 def _compare(
     members: np.ndarray,
-    vectors: np.ndarray,
+    blocks_NB: np.ndarray,
     rank: np.ndarray,
     least: float,
     partner: np.ndarray,
     correlation: np.ndarray,
 ) -> None:
-    """Fill in `partner` and `correlation` of one kind's members."""
-    centred = vectors - vectors.mean(axis=0)
-    place = vectors @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
-    order = np.argsort(place)
-    members, vectors, place = members[order], vectors[order], place[order]
+    """Fill in `partner` and `correlation` of one kind's members.
+
+    Signatures stay bytes but for those that are compared: as vectors, a hundred thousand would take half a gigabyte.
+    """
+    direction_B = _main_direction(blocks_NB)
+    place = np.concatenate([_vectors(some_NB) @ direction_B for some_NB in _parts(blocks_NB)])
+    order = np.argsort(place, kind="stable")
+    members, place = members[order], place[order]
+    of_rank = np.argsort(rank)  # its inverse
     reach = np.sqrt(2 * (1 - least)) + _ROUNDING  # distance of two unit vectors with that product
     for start in range(0, len(members), _BLOCK):
         stop = min(start + _BLOCK, len(members))
         low, high = np.searchsorted(place, [place[start] - reach, place[stop - 1] + reach], "left")
-        products = vectors[start:stop] @ vectors[low:high].T
-        products[np.arange(stop - start), np.arange(start - low, stop - low)] = 0  # itself
-        close = products >= least - _ROUNDING
-        best = np.where(close, rank[members[low:high]], len(rank)).argmin(axis=1)
-        rows = np.flatnonzero(close.any(axis=1))
-        partner[members[start + rows]] = members[low + best[rows]]
-        correlation[members[start + rows]] = products[rows, best[rows]]
+        these_NB = _vectors(blocks_NB[order[start:stop]])
+        best, product = np.full(stop - start, len(rank)), np.zeros(stop - start)
+        for first in range(low, high, _PART):
+            others = np.arange(first, min(first + _PART, high))
+            products = these_NB @ _vectors(blocks_NB[order[others]]).T
+            close = (products >= least - _ROUNDING) & (others != np.arange(start, stop)[:, None])
+            ranks = np.where(close, rank[members[others]], len(rank))
+            nearest = ranks.argmin(axis=1)
+            found = ranks.min(axis=1)
+            better = np.flatnonzero(found < best)
+            best[better], product[better] = found[better], products[better, nearest[better]]
+        rows = np.flatnonzero(best < len(rank))
+        partner[members[start + rows]] = of_rank[best[rows]]
+        correlation[members[start + rows]] = product[rows]
+
+
+def _main_direction(blocks_NB: np.ndarray) -> np.ndarray:
+    """The direction in which the vectors differ most: first principal axis, (blocks,)."""
+    sums_B, squares_BB = 0.0, 0.0
+    for some_NB in _parts(blocks_NB):
+        vectors_NB = _vectors(some_NB)
+        sums_B = sums_B + vectors_NB.sum(axis=0, dtype=np.float64)
+        squares_BB = squares_BB + (vectors_NB.T @ vectors_NB).astype(np.float64)
+    mean_B = sums_B / len(blocks_NB)
+    direction_B: np.ndarray = np.linalg.eigh(squares_BB - len(blocks_NB) * np.outer(mean_B, mean_B))[1][:, -1]
+    return direction_B
+
+
+def _parts(blocks_NB: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(blocks_NB), _PART):
+        yield blocks_NB[first : first + _PART]

@@ -5,7 +5,7 @@ one stays: one that no other rule excludes, with a label map if any has one, the
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ RULES: tuple[str, ...] = get_args(RuleName)
 OF_S3D = ("field_of_view", "spacing", "file_size", "sequence")
 COPIES = ("duplicate_image", "near_duplicate")  # of which one is kept
 MEASURED = ("file_bytes", "foreground", "at_maximum", "label_off_image")  # columns from which rules are judged
-_HELPERS = ("header_flags", "voxel_hash", "signature", "thumbnail", "image_hash", "label_hash")  # not in the catalogue
+HELPERS = ("header_flags", "voxel_hash", "signature", "image_hash", "label_hash")  # of rows; not in the catalogue
 _UNITS = {  # the threshold in words
     "field_of_view": "at least {:g} mm",
     "spacing": "at most {:g} mm",
@@ -54,35 +54,70 @@ class Count(NamedTuple):
     excluded: int
 
 
-def judge(rows: Sequence[Row], rules: RulesConfig) -> list[dict[str, Any]]:
+class Verdict(NamedTuple):
+    """What the rules say of an image.
+
+    Args:
+        flags: Names of the rules that it breaks, and the reader's flags.
+        reasons: "rule: what was found" for each of them.
+        excluded: The reasons of the rules that exclude.
+    """
+
+    flags: list[str]
+    reasons: list[str]
+    excluded: list[str]
+
+
+class _Looks(NamedTuple):
+    """What tells copies of an image; a key that is None has none."""
+
+    image: str
+    has_label: bool
+    label: str | None
+    voxels: str | None
+    signature: str | None
+    kind: Hashable
+
+
+def judge(rows: Iterable[Row], rules: RulesConfig) -> list[Verdict]:
     """Apply the rules to all images.
 
     Args:
-        rows: What is known of each image, with what `measure` gives and the reader's flags.
+        rows: What is known of each image, with what `measure` gives and the reader's flags; gone through once.
         rules: Thresholds.
-
-    Returns:
-        The rows with flags (names of the rules that are broken), reasons ("rule: what was found" for each of them) and
-        excluded (the reasons of the rules that exclude), without what is needed to judge only.
     """
-    broken = [_broken(row, rules) for row in rows]
-    excluding = set(rules.exclude)
+    broken: list[dict[str, str]] = []
+    looks: list[_Looks] = []
+    for row in rows:
+        broken.append(_broken(row, rules))
+        looks.append(_looks(row, broken[-1]))
+    excluding: set[str] = set(rules.exclude)
     barred = [bool(set(found) & excluding) for found in broken]
-    rank = np.empty(len(rows), int)
-    rank[sorted(range(len(rows)), key=lambda n: (barred[n], rows[n]["label_path"] is None, n))] = np.arange(len(rows))
-    kept: list[set[str]] = [set() for _ in rows]  # rules by which an image is the one of its copies that stays
-    for rule, n, other, text in _copies(rows, broken, rank, rules):
-        broken[n][rule] = f"{text} {rows[other]['image']}"
+    rank = np.empty(len(looks), int)
+    rank[sorted(range(len(looks)), key=lambda n: (barred[n], not looks[n].has_label, n))] = np.arange(len(looks))
+    kept: dict[int, set[str]] = defaultdict(set)  # rules by which an image is the one of its copies that stays
+    for rule, n, other, text in _copies(looks, rank, rules):
+        broken[n][rule] = f"{text} {looks[other].image}"
         if rule in COPIES and rank[n] < rank[other]:
             kept[n].add(rule)
-    judged = []
-    for row, found, stays in zip(rows, broken, kept, strict=True):
-        flags = sorted(found, key=lambda rule: RULES.index(rule) if rule in RULES else -1)
-        texts = {rule: f"{rule}: {found[rule]}" if found[rule] else rule for rule in flags}
-        excluded = [texts[rule] for rule in flags if rule in excluding - stays]
-        known = {name: value for name, value in row.items() if name not in _HELPERS}
-        judged.append(known | {"flags": flags, "reasons": list(texts.values()), "excluded": excluded})
-    return judged
+    return [_verdict(found, excluding - kept.get(n, set())) for n, found in enumerate(broken)]
+
+
+def _verdict(found: dict[str, str], excluding: set[str]) -> Verdict:
+    flags = sorted(found, key=lambda rule: RULES.index(rule) if rule in RULES else -1)
+    texts = {rule: f"{rule}: {found[rule]}" if found[rule] else rule for rule in flags}
+    return Verdict(flags, list(texts.values()), [texts[rule] for rule in flags if rule in excluding])
+
+
+def _looks(row: Row, broken: Mapping[str, str]) -> _Looks:
+    return _Looks(
+        row["image"],
+        row["label_path"] is not None,
+        row["label_hash"] if row["label_values"] else None,
+        None if "constant" in broken else row["voxel_hash"],
+        row["signature"],
+        (row["channels"], *(row[f"shape_{a}"] for a in "ijk"), row["sequence"]),
+    )
 
 
 def rule_of(reason: str) -> str:
@@ -228,20 +263,17 @@ _ALONE: dict[str, Callable[[Row, Any], str | None]] = {
 }
 
 
-def _copies(
-    rows: Sequence[Row], broken: Sequence[Mapping[str, str]], rank: np.ndarray, rules: RulesConfig
-) -> list[tuple[str, int, int, str]]:
+def _copies(looks: Sequence[_Looks], rank: np.ndarray, rules: RulesConfig) -> list[tuple[str, int, int, str]]:
     """Rule, position, position of the best other one, and what they share, of every image that is like another."""
-    labels = _equal([row["label_hash"] if row["label_values"] else None for row in rows], rank)
-    images = _equal([None if "constant" in b else row["voxel_hash"] for row, b in zip(rows, broken, strict=True)], rank)
+    labels = _equal([look.label for look in looks], rank)
+    images = _equal([look.voxels for look in looks], rank)
     found = [("duplicate_label", n, other, "that of") for n, other in labels.items()]
     found += [("duplicate_image", n, other, "the voxels of") for n, other in images.items()]
     if rules.near_duplicate is not None:
         # of equal images one is compared with the others
-        of_one = [n not in images or rank[n] < rank[images[n]] for n in range(len(rows))]
-        signatures = [row["signature"] if one else None for row, one in zip(rows, of_one, strict=True)]
-        kinds = [(row["channels"], *(row[f"shape_{a}"] for a in "ijk"), row["sequence"]) for row in rows]
-        partner, correlation = near_duplicates(signatures, kinds, rank, rules.near_duplicate)
+        of_one = [n not in images or rank[n] < rank[images[n]] for n in range(len(looks))]
+        signatures = [look.signature if one else None for look, one in zip(looks, of_one, strict=True)]
+        partner, correlation = near_duplicates(signatures, [look.kind for look in looks], rank, rules.near_duplicate)
         for n in np.flatnonzero(partner >= 0).tolist():
             found.append(("near_duplicate", n, int(partner[n]), f"{correlation[n]:.4f} with"))
     return found

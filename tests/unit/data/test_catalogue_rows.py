@@ -64,7 +64,7 @@ def test_second_run_reads_what_is_new_or_changed(tmp_path, monkeypatch):
     (root / "images" / "new.nii.gz").unlink()
     run(tmp_path, root)
     lines = (tmp_path / "out" / "c.rows.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["row"]["image"] for line in lines) == [f"case_{n:02d}" for n in range(4)]
+    assert sorted(json.loads(line)[0]["row"]["image"] for line in lines) == [f"case_{n:02d}" for n in range(4)]
 
 
 def test_detached_voxels_are_read_again(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_file_that_crashes_or_hangs_its_decoder_costs_itself(tmp_path):
     entries = recognise(pairs(tmp_path / "scans", 4))
     config = CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet", workers=2, timeout=20)
     rows, failures = catalogue_rows.read_rows(entries, config, crashes_or_hangs)
-    assert [row["image"] for row in rows.values()] == ["case_00", "case_03"]
+    assert [row["image"] for row in rows] == ["case_00", "case_03"]
     (crashed, how), (hung, why) = failures
     assert (crashed, hung) == ("case_01", "case_02")
     assert "died twice on it (SIGSEGV" in how
