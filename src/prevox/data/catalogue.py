@@ -22,6 +22,7 @@ from prevox.console import console
 from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_digest, read_rows
 from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
 from prevox.data.choices import chosen
+from prevox.data.columns import ROW_GROUP, Columns
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.journal import Rows, Thumbnails
@@ -115,13 +116,11 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
 
 
 def _table(rows: Rows, verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """The rows with what the rules say of them; as columns, for a list of rows would take several times the memory."""
-    columns: dict[str, list[Any]] = {}
+    """The rows with what the rules say of them."""
+    columns = Columns()
     for row, verdict in zip(rows, verdicts, strict=True):
-        for name, value in (row | verdict._asdict()).items():
-            if name not in HELPERS:
-                columns.setdefault(name, []).append(value)
-    return pd.DataFrame(columns, index=rows.positions)
+        columns.add({name: row[name] for name in row if name not in HELPERS} | verdict._asdict())
+    return columns.table(rows.positions)
 
 
 def _part_done(config: CatalogueConfig, images: list[str], failures: list[tuple[str, str]]) -> CatalogueResult:
@@ -347,7 +346,7 @@ def _join_found(table: pd.DataFrame, used: Sequence[Entry], group: str | None) -
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     table.attrs["prevox_catalogue"] = SCHEMA
     with replacing(path) as partial:
-        table.to_parquet(partial, index=False)
+        table.to_parquet(partial, index=False, row_group_size=ROW_GROUP)
 
 
 def _write_failures(path: Path, failures: list[tuple[str, str]]) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from prevox.console import warn
+from prevox.data.columns import ROW_GROUP, Columns
 from prevox.data.group import read_attributes
-from prevox.data.pack import pack_folders, packed_images, read_pack
+from prevox.data.pack import pack_folders, read_pack
 from prevox.data.rules import MEASURED
 from prevox.data.store import SCHEMA
 from prevox.data.temporary import temporary_path
@@ -65,35 +66,42 @@ def write_tables(
     Returns:
         The index, one row per image in order of their ids.
     """
-    packed = packed_images(store)
-    folders = {folder.stem: folder for folder in sorted((store / "images").glob("[!.]*.zarr"))}
-    others = sorted({*folders, *(image for image, _ in packed)} - set(images))
-    if others:
-        few = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        warn(f"{len(others)} images in the store are not in this catalogue: left out of the index ({few}).")
-    known = {found.pack for found in packed.values()}
-    strange = [folder for folder in pack_folders(store) if folder.stem not in known and read_pack(folder) is None]
-    rows = []
-    for image, content in sorted(images.items()):
-        found = packed.get((image, content))
+    columns = Columns()
+    taken: set[str] = set()  # two runs may have packed one image each
+    others: set[str] = set()
+    strange: list[Path] = []
+    for folder in pack_folders(store):
+        members = read_pack(folder)
+        strange += [] if members is not None else [folder]
+        for position, attributes in enumerate(members or []):
+            image = attributes["row"]["image"]
+            if image not in images:
+                others.add(image)
+            elif attributes["hash"] == images[image] and image not in taken:
+                taken.add(image)
+                columns.add(_index_row(attributes, folder.stem, position))
+    for folder in sorted((store / "images").glob("[!.]*.zarr")):
+        found = read_attributes(folder) if folder.stem in images and folder.stem not in taken else None
         if found is not None:
-            rows.append(_index_row(found.attributes, found.pack, found.position))
-        elif image in folders:
-            attributes = read_attributes(folders[image])
-            if attributes is None:
-                strange.append(folders[image])
-            else:
-                rows.append(_index_row(attributes, None, -1))
+            columns.add(_index_row(found, None, -1))
+        elif folder.stem not in images:
+            others.add(folder.stem)
+        elif folder.stem not in taken:
+            strange.append(folder)
+    if others:
+        few = ", ".join(sorted(others)[:3]) + (" ..." if len(others) > 3 else "")
+        warn(f"{len(others)} images in the store are not in this catalogue: left out of the index ({few}).")
     for folder in strange:
         warn(f"{folder}: not an image group of this store; left out of the index. Remove it.")
-    index = pd.DataFrame(rows)
-    if not rows:
+    if not len(columns):
+        index = pd.DataFrame()
         (store / "index.parquet").unlink(missing_ok=True)
     else:
+        index = columns.table().sort_values("image", kind="stable", ignore_index=True)
         buffer = io.BytesIO()
-        index.to_parquet(buffer, index=False)
+        index.to_parquet(buffer, index=False, row_group_size=ROW_GROUP)
         write_if_changed(store / "index.parquet", buffer.getvalue())
-    write_info(store, store_info(rows, settings, prepare))
+    write_info(store, store_info(index, settings, prepare))
     return index
 
 
@@ -105,29 +113,31 @@ def _index_row(attributes: dict[str, Any], pack: str | None, position: int) -> d
     return {**attributes["row"], **own, **as_text, "flags": flags, "pack": pack, "pack_position": position}
 
 
-def store_info(rows: list[dict[str, Any]], settings: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:
+def store_info(index: pd.DataFrame, settings: dict[str, Any], prepare: dict[str, Any]) -> dict[str, Any]:
     """Contents of store.json for these index rows."""
-    counts = Counter(row["channels"] for row in rows)
+    counts = Counter(map(int, index.get("channels", [])))
     if len(counts) > 1:
         found = ", ".join(f"{count} images with {channels}" for channels, count in sorted(counts.items()))
         warn(f"channels differ ({found}); networks need the same number in all: make one store for each.")
-    content = json.dumps([sorted([row["image"], row["hash"]] for row in rows), settings], sort_keys=True)
+    images = sorted(
+        [image, content] for image, content in zip(index.get("image", []), index.get("hash", []), strict=True)
+    )
     return {
         "schema": SCHEMA,
         "prepare": prepare,
         "spacing": settings["spacing"],
-        "class_names": _class_names(rows),
+        "class_names": _class_names(index.get("class_names", [])),
         "channels": counts.most_common(1)[0][0] if counts else 0,
-        "hash": hashlib.sha256(content.encode()).hexdigest(),
+        "hash": hashlib.sha256(json.dumps([images, settings], sort_keys=True).encode()).hexdigest(),
     }
 
 
-def _class_names(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+def _class_names(texts: Iterable[Any]) -> dict[str, str]:
     """All names of label values; where collections disagree the first one stays, with a warning."""
     names: dict[str, str] = {}
     clashes: set[str] = set()
-    for text in dict.fromkeys(row.get("class_names") for row in rows):
-        for value, name in json.loads(text or "{}").items():
+    for text in dict.fromkeys(text for text in texts if isinstance(text, str)):
+        for value, name in json.loads(text).items():
             if names.setdefault(value, name) != name:
                 clashes.add(f"{value} is '{names[value]}' and '{name}'")
     if clashes:

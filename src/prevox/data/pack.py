@@ -188,14 +188,11 @@ def pack_folders(store: Path) -> list[Path]:
     return sorted((store / "packs").glob("[!.]*.zarr"))
 
 
-def packed_images(store: Path) -> dict[tuple[str, str], Packed]:
-    """Every version of an image in the store's packs, by id and content hash."""
-    found: dict[tuple[str, str], Packed] = {}
+def packed_images(store: Path) -> Iterator[Packed]:
+    """Every version of an image in the store's packs, pack by pack."""
     for folder in pack_folders(store):
         for position, attributes in enumerate(read_pack(folder) or []):
-            key = attributes["row"]["image"], attributes["hash"]
-            found.setdefault(key, Packed(folder.stem, position, attributes))  # two runs may have packed one image each
-    return found
+            yield Packed(folder.stem, position, attributes)
 
 
 def update_rows(store: Path, changes: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from rich.markup import escape
 
+from prevox.allocator import tables_from_system_memory
 from prevox.config.data import PrepareConfig
 from prevox.console import console, warn
 from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
@@ -75,25 +76,26 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     from prevox.data.index import kept_columns
     from prevox.data.prepare_table import print_store
 
+    tables_from_system_memory()
     catalogue = read_catalogue(config.catalogue)
     if not config.excluded:
         catalogue = wanted(config.catalogue, catalogue, "--excluded takes them; or catalogue with other --rules.")
-    rows: list[dict[str, Any]] = catalogue.to_dict("records")  # type: ignore[assignment]  # keys are column names
-    settings = PrepareSettings(_spacing(config, rows), config.crop, config.order)
+    settings = PrepareSettings(_spacing(config, catalogue), config.crop, config.order)
     all_cases = [
         Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings), preparing_bytes(row, settings))
-        for row in rows
+        for row in _rows(catalogue)
     ]
+    del catalogue  # the cases hold what is needed
     part = _part(all_cases, config.part)
     with writing(config.out):
         _open_folder(config, settings)
         (config.out / "images").mkdir(exist_ok=True)
         _remove_leftovers(config.out)
         cases = _to_do(config.out, part, settings, config.part is None)
-        reserve = _reserve(config.out, len(rows)) if cases and config.part is None else None
+        reserve = _reserve(config.out, len(all_cases)) if cases and config.part is None else None
     share = "" if config.shard is None else f", {len(part)} of them in shard {config.shard}"
     console.print(
-        f"{len(rows)} images in {config.catalogue}{share}, {len(part) - len(cases)} already in {config.out}",
+        f"{len(all_cases)} images in {config.catalogue}{share}, {len(part) - len(cases)} already in {config.out}",
         markup=False,
         soft_wrap=True,
     )
@@ -217,16 +219,23 @@ def _remove_leftovers(out: Path) -> None:
         remove_stale(folder)
 
 
-def _spacing(config: PrepareConfig, rows: list[dict[str, Any]]) -> tuple[float, float, float] | None:
+def _rows(catalogue: "pd.DataFrame") -> Iterator[dict[str, Any]]:
+    """One row after the other; all at once they would take many times the table."""
+    names = list(catalogue.columns)
+    for values in zip(*(catalogue[name] for name in names), strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _spacing(config: PrepareConfig, catalogue: "pd.DataFrame") -> tuple[float, float, float] | None:
     """Target spacing along z y x in mm; None for each image's own."""
     if config.spacing == "none":
         return None
     if config.spacing == "median":
-        z, y, x = np.median([_canonical_spacing(row) for row in rows], axis=0).round(6).tolist()
+        z, y, x = np.median([_canonical_spacing(row) for row in _rows(catalogue)], axis=0).round(6).tolist()
         return z, y, x
     if len(config.spacing) != 3:
         raise ConfigError(f"--spacing {config.spacing}: {len(config.spacing)} numbers; expected three (z y x), in mm.")
-    if silent := sum("no_geometry" in row["flags"] for row in rows):
+    if silent := sum("no_geometry" in flags for flags in catalogue["flags"]):
         warn(f"{silent} images say nothing of their geometry (no_geometry): --spacing takes what is assumed for them.")
     z, y, x = config.spacing
     return z, y, x
@@ -240,6 +249,8 @@ def _canonical_spacing(row: dict[str, Any]) -> list[float]:
 
 def _open_folder(config: PrepareConfig, settings: PrepareSettings) -> None:
     """Make the folder, or check that it is a store prepared with these settings."""
+    import pandas as pd
+
     from prevox.data.index import store_info, write_info
 
     out = config.out
@@ -260,7 +271,7 @@ def _open_folder(config: PrepareConfig, settings: PrepareSettings) -> None:
         raise ConfigError(f"--out {out}: found a folder with other files; expected a store, or a new or empty folder.")
     out.mkdir(parents=True, exist_ok=True)
     # first of all, so that a run killed here is taken up as well
-    write_info(out, store_info([], settings.plain(), _user_settings(config)))
+    write_info(out, store_info(pd.DataFrame(), settings.plain(), _user_settings(config)))
 
 
 def _to_do(out: Path, cases: list[Case], settings: PrepareSettings, update_packs: bool) -> list[Case]:
@@ -268,15 +279,15 @@ def _to_do(out: Path, cases: list[Case], settings: PrepareSettings, update_packs
 
     In packs only if `update_packs`: two tasks of a job array must not rewrite the rows of one at the same time.
     """
-    packed = packed_images(out)
-    missing: list[Case] = []
+    by_content = {(case.image, case.hash): case for case in cases}
+    packed: set[str] = set()  # two runs may have packed one image each
     rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for case in cases:
-        found = packed.get((case.image, case.hash))
-        if found is None or found.attributes["settings"] != settings.plain():
-            missing += [] if is_done(out, case, settings) else [case]
-        elif found.attributes["row"] != case.row:
-            rows.setdefault(found.pack, {})[found.position] = case.row
+    for found in packed_images(out):
+        case = by_content.get((found.attributes["row"]["image"], found.attributes["hash"]))
+        if case is not None and case.image not in packed and found.attributes["settings"] == settings.plain():
+            packed.add(case.image)
+            if found.attributes["row"] != case.row:
+                rows.setdefault(found.pack, {})[found.position] = case.row
     if update_packs:
         update_rows(out, rows)
-    return missing
+    return [case for case in cases if case.image not in packed and not is_done(out, case, settings)]
