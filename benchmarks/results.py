@@ -1,7 +1,7 @@
 """Write sections of docs/results.md from the run folders of finished studies, and from what benchmarks printed.
 
     python benchmarks/results.py docs/results.md hippocampus=OUT sts-pet=OUT2    # study=its folder
-    python benchmarks/results.py docs/results.md speed=FILE.jsonl dry-run=FILE   # lines that benchmarks printed
+    python benchmarks/results.py docs/results.md speed=FILE dry-run=FILE growth=FILE   # what benchmarks printed
     python benchmarks/results.py docs/results.md bench-hippocampus-cpu=OUT       # a folder of `prevox bench`
 
 No number in it is typed. Sections that are not named stay as they are.
@@ -236,7 +236,41 @@ def dry_run_section(lines: Path) -> str:
     )
 
 
-PRINTED = {"speed": speed_section, "dry-run": dry_run_section}
+def growth_section(lines: Path) -> str:
+    """What `benchmarks/catalogue.py` printed: calls by their number of images, and the lines through them."""
+    found = [json.loads(line) for line in lines.read_text().splitlines() if line.startswith("{")]
+    calls = [row for row in found if row["verb"] != "fit"]
+    fits = [row for row in found if row["verb"] == "fit"]
+    keys = ("name", "seconds", "per_second", "again_s", "peak_mb", "again_mb", "worker_mb")
+    head = [
+        "what",
+        "first call (s)",
+        "images a second",
+        "second call (s)",
+        "peak (MB)",
+        "second call (MB)",
+        "worker (MB)",
+    ]
+    (far,) = {key for row in fits for key in row if key.startswith("at_")}
+    names = ("name", "start", "per_1000", "farthest", far)
+    return "\n".join(
+        [
+            "## growth\n",
+            "; ".join(dict.fromkeys(row["where"] for row in found)) + ". One call of each, a process of its own.\n",
+            table(head, [[str(row[key]) for key in keys] for row in calls]),
+            f"Straight lines through the calls with more than 400 images, and what they say of {far[3:]}:\n",
+            table(
+                ["line", "at no image", "for 1000 images", "farthest point", f"at {far[3:]} images"],
+                [[str(row[name]) for name in names] for row in fits],
+            ),
+            (NOTES / "growth.md").read_text(),
+            "<details><summary>Everything that was printed</summary>\n",
+            "```json\n" + "\n".join(json.dumps(row, ensure_ascii=False) for row in found) + "\n```\n\n</details>\n",
+        ]
+    )
+
+
+PRINTED = {"speed": speed_section, "dry-run": dry_run_section, "growth": growth_section}
 
 
 def main(target: Path, given: list[str]) -> None:
