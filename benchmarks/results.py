@@ -257,7 +257,7 @@ def growth_section(lines: Path) -> str:
         [
             "## growth\n",
             "; ".join(dict.fromkeys(row["where"] for row in found)) + ". One call of each, a process of its own.\n",
-            table(head, [[str(row[key]) for key in keys] for row in calls]),
+            table([*head, "largest worker (MB)"], [[str(row[key]) for key in keys] for row in calls]),
             f"Straight lines through the calls with more than 400 images, and what they say of {far[3:]}:\n",
             table(
                 ["line", "at no image", "for 1000 images", "farthest point", f"at {far[3:]} images"],
