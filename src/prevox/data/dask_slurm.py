@@ -1,10 +1,12 @@
 """Jobs of SLURM as the workers of a Dask cluster, through dask-jobqueue and its configuration."""
 
 import shutil
+import signal
 import subprocess
 import time
 import warnings
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -73,9 +75,8 @@ class SlurmJobs(AbstractContextManager["SlurmJobs"]):
         asked = subprocess.run(
             ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(ids)}"], capture_output=True, text=True
         )
-        unknown = (
-            asked.returncode != 0 and "Invalid job id" in asked.stderr
-        )  # it forgets jobs some time after their end
+        # it forgets jobs some time after their end
+        unknown = asked.returncode != 0 and "Invalid job id" in asked.stderr
         if unknown or (asked.returncode == 0 and not asked.stdout.split()):
             raise RunError(
                 f"SLURM jobs {', '.join(ids)} have ended and no worker is left: their time was over, or they could not "
@@ -87,6 +88,16 @@ class SlurmJobs(AbstractContextManager["SlurmJobs"]):
         return [str(job.job_id) for job in self.cluster.workers.values()]
 
 
+@contextmanager
+def _own_ctrl_c() -> Iterator[None]:
+    """Keep what Ctrl-C does: who imports dask-jobqueue leaves by it with exit code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def slurm_cluster(config: DaskConfig) -> Any:
     """dask-jobqueue's cluster, without jobs yet.
 
@@ -94,8 +105,9 @@ def slurm_cluster(config: DaskConfig) -> Any:
         ConfigError: If neither the settings nor dask-jobqueue's file say how large a job is.
     """
     import dask
-    from dask_jobqueue import SLURMCluster
 
+    with _own_ctrl_c():
+        from dask_jobqueue import SLURMCluster
     given = {name: getattr(config, name) for name in ("cores", "memory", "walltime", "queue", "account")}
     given = {name: value for name, value in given.items() if value is not None}
     own = "jobqueue.slurm."

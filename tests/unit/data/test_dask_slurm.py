@@ -1,10 +1,11 @@
 """Jobs of SLURM: settings and dask-jobqueue's own file arrive in the script; what SLURM refuses is said."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import dask
-import dask_jobqueue  # noqa: F401 - its defaults, before a test sets others
 import pytest
 
 from prevox.config.data import DaskConfig
@@ -13,6 +14,14 @@ from prevox.data.dask_slurm import SlurmJobs, slurm_cluster
 from prevox.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def defaults(tmp_path_factory):
+    """Those of dask-jobqueue are there before a test sets others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        slurm_cluster(DaskConfig(jobs=1, cores=1, memory="1GB")).close()
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +42,16 @@ def slurm(monkeypatch, folder: Path, **programs: str) -> None:
     for name, script in {"sbatch": "echo Submitted batch job 17", "scancel": "", **programs}.items():
         program(folder, name, script)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_ctrl_c_is_still_an_interruption():
+    code = (
+        "import signal\nfrom prevox.config.data import DaskConfig\nfrom prevox.data.dask_slurm import slurm_cluster\n"
+        "slurm_cluster(DaskConfig(jobs=1, cores=1, memory='1GB')).close()\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_settings_are_in_the_script():
