@@ -177,9 +177,10 @@ class _Run:
         )
 
     def _lost_with_their_worker(self) -> list[tuple[int, WorkerDiedError]]:
-        """Cases of workers that have gone."""
+        """Cases of workers that have gone without an answer."""
         members = self._cluster.members
-        lost = [attempt for attempt in self._under_way if members.get(attempt.member.address) is not attempt.member]
+        open_ = [attempt for attempt in self._under_way if not attempt.answer.done()]
+        lost = [attempt for attempt in open_ if members.get(attempt.member.address) is not attempt.member]
         self._cluster.cancel(lost)
         for attempt in lost:
             self._release(attempt)
