@@ -4,11 +4,31 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from tyro.conf import Positional
 
 from prevox.config.base import Config, Fraction
 from prevox.config.rules import RulesConfig
+
+
+def _written(pattern: str, how: str) -> AfterValidator:
+    """Accepts text of one form."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"expected {how}")
+        return text
+
+    return AfterValidator(check)
+
+
+Scheduler = Annotated[str, _written(r"(tcp|tls)://.+:\d+|(?!\w*://).+", "tcp://HOST:PORT, tls://HOST:PORT or a file")]
+# these go into lines of a job's script
+Memory = Annotated[str, _written(r"\d+(\.\d+)?[kMGT]i?B", "a number and its unit, such as 32GB")]
+Walltime = Annotated[
+    str, _written(r"(\d+-)?\d+(:\d\d){0,2}", "a time as SLURM writes it, such as 04:00:00 or 1-12:00:00")
+]
+SlurmName = Annotated[str, _written(r"[\w.,@+-]+", "a name that SLURM knows")]
 
 
 class DicomConfig(Config):
@@ -27,14 +47,49 @@ class DicomConfig(Config):
     in them only."""
 
 
+class DaskConfig(Config):
+    """The cluster of --engine dask: one whose scheduler runs already, or one whose workers are jobs of SLURM."""
+
+    scheduler: Scheduler | None = None
+    """Where the scheduler is: tcp://HOST:PORT, tls://HOST:PORT, or the file that `dask scheduler --scheduler-file` has
+    written. Certificates are those of Dask's own configuration."""
+    jobs: Annotated[int, Field(ge=0)] = 0
+    """Jobs to submit to SLURM, each a worker; they end with the call. What the next five leave out, and anything else,
+    dask-jobqueue takes from its own file (~/.config/dask/jobqueue.yaml)."""
+    cores: Annotated[int, Field(ge=1)] | None = None
+    """Cores of a job; as many cases run in it at once as its memory allows."""
+    memory: Memory | None = None
+    """Memory of a job, such as 32GB."""
+    walltime: Walltime | None = None
+    """Time of a job, as SLURM writes it, such as 04:00:00."""
+    queue: SlurmName | None = None
+    """SLURM's partition."""
+    account: SlurmName | None = None
+    """SLURM's account."""
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> Self:
+        if self.scheduler is not None and self.jobs:
+            raise ValueError("give scheduler (a cluster that runs) or jobs (one that SLURM starts), not both")
+        of_jobs = [name for name in ("cores", "memory", "walltime", "queue", "account") if getattr(self, name)]
+        if of_jobs and not self.jobs:
+            raise ValueError(f"{' and '.join(of_jobs)} describe jobs of SLURM, so --dask.jobs is needed: how many")
+        return self
+
+
 class WorkConfig(Config):
     """How the cases of `catalogue` and `prepare` are worked on."""
 
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 takes the number of cores. 1 works in this process, where a file that crashes its decoder ends
-    everything and nothing limits the time."""
+    everything and nothing limits the time. With --engine dask: cases at once; 0 is one for each thread of a worker."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds after which a case that is not finished is stopped and left out."""
+    engine: Literal["local", "dask"] = "local"
+    """Where the cases run: in processes of this machine, or on a Dask cluster that sees the same folders (pip install
+    'prevox[dask]'). The results are the same."""
+    dask: DaskConfig = DaskConfig()
+    """The cluster of --engine dask."""
     shard: str | None = None
     """I/N: work on part I of N only, counted from 1, for the tasks of a job array, which may run at the same time. The
     same call without it, after them, does what is missing and writes the table of all."""
@@ -52,6 +107,16 @@ class WorkConfig(Config):
         numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard or "1/1")
         if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
             raise ValueError(f"shard {self.shard}: expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4")
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_is_known(self) -> Self:
+        if self.engine == "local" and self.dask != DaskConfig():
+            raise ValueError("settings of dask have no effect without --engine dask; add it, or leave them out")
+        if self.engine == "dask" and self.dask.scheduler is None and not self.dask.jobs:
+            raise ValueError(
+                "engine dask needs --dask.scheduler (a cluster that runs) or --dask.jobs (SLURM starts one)"
+            )
         return self
 
 

@@ -23,6 +23,7 @@ from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_dige
 from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
 from prevox.data.choices import chosen
 from prevox.data.columns import ROW_GROUP, Columns
+from prevox.data.dask_cluster import check_dask
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.journal import Rows, Thumbnails
@@ -74,6 +75,8 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
         raise RunError(f"{config.out}: is a folder. Choose another --out.")
     writable_folder(config.out.parent)
     tables_from_system_memory()
+    if config.engine == "dask":
+        check_dask(config.dask)  # before the folders, which may take long
     source = DicomSource(config.out, config.dicom)
     found = [entry for path in config.paths for entry in recognise(path, source, stack=config.stack == "folders")]
     cases = chosen(found, config)

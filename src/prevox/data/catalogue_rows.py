@@ -17,11 +17,12 @@ from typing import Any
 from prevox import __version__
 from prevox.config.data import CatalogueConfig, WorkConfig
 from prevox.console import console
+from prevox.data.dask_engine import open_engine
 from prevox.data.journal import Journal, Line, Row, Rows, read_line
 from prevox.data.layouts import Entry
 from prevox.data.memory import header_bytes, reading_bytes
 from prevox.data.readers import SERIES, suffix_of
-from prevox.data.runner import Failure, run_cases
+from prevox.data.runner import Engine, Failure, run_cases
 from prevox.errors import RunError
 
 SCHEMA = 2  # of rows; another one, and no row of a journal or catalogue of before is taken
@@ -86,8 +87,9 @@ def read_rows(
         if position not in lines
     ]
     failures: dict[int, tuple[str, str]] = {}
-    with closing(journal):
-        for task, result in _results(tasks, config, row_or_reason):
+    sources = (path for task in tasks for path in task.entry.paths)
+    with closing(journal), open_engine(config, sources) as engine:
+        for task, result in _results(tasks, config, row_or_reason, engine):
             position, image = task.position, task.entry.image
             if result is None or isinstance(result, dict):
                 row = read_line(doubtful[position]) if result is None else result
@@ -101,7 +103,10 @@ def read_rows(
 
 
 def _results(
-    tasks: Sequence[Task], config: CatalogueConfig, row_or_reason: Callable[[Entry], Row | Exception]
+    tasks: Sequence[Task],
+    config: CatalogueConfig,
+    row_or_reason: Callable[[Entry], Row | Exception],
+    engine: Engine | None,
 ) -> Iterator[tuple[Task, Row | Exception | Failure | None]]:
     here = config.workers == 0 and _is_little(tasks)
     return run_cases(
@@ -112,6 +117,7 @@ def _results(
         "reading",
         timeout=config.timeout,
         memory=lambda task: reading_bytes(_files(task.entry), task.entry.reading),
+        engine=engine,
     )
 
 

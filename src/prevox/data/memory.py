@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from prevox.console import warn
 from prevox.data.place import PrepareSettings
 from prevox.data.readers import Reading, read_header, suffix_of
 from prevox.errors import DataError
@@ -17,6 +18,39 @@ _UNLIMITED = 1 << 60  # what the first version of cgroups says where no limit is
 _SOURCE, _PREPARED, _CATALOGUED = 8, 20, 12
 _SMALL = 4 << 20  # bytes of a file below which its header is not worth a look
 _EXPANSION = 16  # bytes of memory for each byte of a file whose header is not looked at
+OWN = 200 << 20  # bytes of a process that works on cases before it has read anything
+SHARE = 0.8  # of the available memory that cases may take together
+
+
+class Budget:
+    """Admits cases as long as their estimates fit into memory together, and one case always.
+
+    Args:
+        free: Bytes that they may take.
+    """
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self._taken: dict[int, int] = {}
+
+    def admits(self, index: int, need: int) -> bool:
+        """Take so many bytes for a case if they are there."""
+        if self._taken and sum(self._taken.values()) + need > self.free:
+            return False
+        self._taken[index] = need
+        return True
+
+    def release(self, index: int) -> None:
+        """Give back what a case has taken."""
+        self._taken.pop(index, None)
+
+
+def warn_of_memory(name: str, need: int, free: int) -> None:
+    """Say why fewer cases run at once than could."""
+    warn(
+        f"memory: {name} needs about {need / 1e9:.1f} GB and all cases together may take {free / 1e9:.1f} GB, so fewer "
+        "than all workers run at times."
+    )
 
 
 def available_memory() -> int:

@@ -19,12 +19,13 @@ from rich.markup import escape
 from prevox.allocator import tables_from_system_memory
 from prevox.config.data import PrepareConfig
 from prevox.console import console, warn
+from prevox.data.dask_engine import open_engine
 from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
 from prevox.data.geometry import canonical_axes, spacing_of
 from prevox.data.memory import preparing_bytes
 from prevox.data.pack import Packer, packed_images, plan_packs, remove_replaced_packs, update_rows
 from prevox.data.place import Prepared, PrepareSettings, prepare_image
-from prevox.data.runner import Failure, run_cases
+from prevox.data.runner import Engine, Failure, run_cases
 from prevox.data.store import image_folder, read_info
 from prevox.data.store_files import StoreFiles
 from prevox.data.temporary import is_temporary, remove_stale, temporary_path
@@ -100,8 +101,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         soft_wrap=True,
     )
     failures: list[tuple[str, str]] = []
+    sources = (Path(case.row["root"]) / case.row["paths"][0] for case in cases)
     try:
-        _prepare_all(config, settings, cases, failures)
+        with open_engine(config, sources, config.out, partial(_remove_leftovers, config.out)) as engine:
+            _prepare_all(config, settings, cases, failures, engine)
     finally:
         # also after an interruption, or on a full disk: what is finished can be used
         with writing(config.out):
@@ -166,7 +169,11 @@ def _user_settings(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _prepare_all(
-    config: PrepareConfig, settings: PrepareSettings, cases: list[Case], failures: list[tuple[str, str]]
+    config: PrepareConfig,
+    settings: PrepareSettings,
+    cases: list[Case],
+    failures: list[tuple[str, str]],
+    engine: Engine | None,
 ) -> None:
     """Prepare the cases; append image and reason of those that fail.
 
@@ -175,17 +182,21 @@ def _prepare_all(
     """
     volumes = [case for case in cases if case.slice_CYX is None]
     write = partial(prepare_case, out=config.out, settings=settings)
-    for _ in _results(config, write, volumes, failures):
+    for _ in _results(config, write, volumes, failures, engine):
         pass
     packer = Packer(config.out, [case for case in cases if case.slice_CYX is not None])
     encode = partial(encode_case, settings=settings)
-    for case, encoded in _results(config, encode, packer.cases, failures):
+    for case, encoded in _results(config, encode, packer.cases, failures, engine):
         with writing(config.out):
             packer.add(case, encoded)
 
 
 def _results(
-    config: PrepareConfig, work: Callable[[Case], T], cases: list[Case], failures: list[tuple[str, str]]
+    config: PrepareConfig,
+    work: Callable[[Case], T],
+    cases: list[Case],
+    failures: list[tuple[str, str]],
+    engine: Engine | None,
 ) -> Iterator[tuple[Case, T | None]]:
     """Run the cases; yield each with its result, or with None if it has failed, and say so."""
     results = run_cases(
@@ -196,6 +207,7 @@ def _results(
         "preparing",
         timeout=config.timeout,
         memory=lambda case: case.memory,
+        engine=engine,
     )
     for case, result in results:
         if not isinstance(result, Failure):

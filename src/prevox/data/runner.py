@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from prevox.console import warn
-from prevox.data.memory import available_memory
+from prevox.data.memory import OWN, SHARE, Budget, available_memory, warn_of_memory
 from prevox.data.progress import with_progress
 from prevox.data.worker import Failure, Worker, WorkerDiedError, guarded
 from prevox.errors import RunError
@@ -25,8 +24,21 @@ Case = TypeVar("Case")
 Result = TypeVar("Result")
 Outcome = tuple[Case, Result | Failure]
 
-_SHARE = 0.8  # of the available memory that cases may take together
-_OWN = 200 << 20  # bytes of a worker before it has read anything
+
+class Engine(Protocol):
+    """Where cases run if not on this machine."""
+
+    def run(
+        self,
+        function: Callable[[Any], Any],
+        cases: Sequence[Any],
+        workers: int,
+        describe: Callable[[Any], str],
+        timeout: float | None,
+        memory: Callable[[Any], int] | None,
+    ) -> Iterator[tuple[Any, Any]]:
+        """As `run_cases`, of which these are the arguments; 0 workers are as many as there are."""
+        ...
 
 
 def run_cases(
@@ -38,6 +50,7 @@ def run_cases(
     *,
     timeout: float | None = None,
     memory: Callable[[Case], int] | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[tuple[Case, Result | Failure]]:
     """Apply a function to every case and yield each with its result or its failure, in order of completion.
 
@@ -51,6 +64,7 @@ def run_cases(
         timeout: Seconds after which the worker of a case is killed; None waits for ever.
         memory: Bytes that a case will need at most, about; None knows nothing. No more cases run at once than fit into
             the available memory, but one always does.
+        engine: Where the cases run; None is this machine.
 
     Yields:
         The case with what the function returned, or with a `Failure`: its exceptions never escape. A case on which the
@@ -58,10 +72,13 @@ def run_cases(
         is a case that exceeds the time-out, at once.
 
     Raises:
-        RunError: If worker processes cannot start at all.
+        RunError: If worker processes cannot start at all, or the engine is lost.
     """
-    if workers == 1:
-        outcomes: Iterator[tuple[Case, Result | Failure]] = ((case, guarded(function, case)) for case in cases)
+    outcomes: Iterator[tuple[Case, Result | Failure]]
+    if engine is not None:
+        outcomes = engine.run(function, cases, workers, describe, timeout, memory)
+    elif workers == 1:
+        outcomes = ((case, guarded(function, case)) for case in cases)
     else:
         outcomes = _run_isolated(function, cases, min(resolve_workers(workers), len(cases)), describe, timeout, memory)
     yield from with_progress(outcomes, len(cases), title)
@@ -103,9 +120,8 @@ def _run_isolated(
     memory: Callable[[Case], int] | None,
 ) -> Iterator[tuple[Case, Result | Failure]]:
     """Run the cases on worker processes; those whose worker has died once more, one after the other."""
-    budget = _Budget(memory, describe) if memory else None
     died: list[Case] = []
-    with closing(_Crew(function, workers, describe, timeout, budget)) as crew:
+    with closing(_Crew(function, workers, describe, timeout, memory)) as crew:
         for case, outcome in crew.run(cases):
             if isinstance(outcome, WorkerDiedError):
                 died.append(case)
@@ -117,32 +133,6 @@ def _run_isolated(
         yield case, died_again(describe(case), str(outcome)) if isinstance(outcome, WorkerDiedError) else outcome
 
 
-class _Budget:
-    """Admits cases as long as their estimates fit into memory together."""
-
-    def __init__(self, memory: Callable[[Any], int], describe: Callable[[Any], str]) -> None:
-        self._memory, self._describe = memory, describe
-        self._free = int(_SHARE * available_memory())
-        self._taken: dict[int, int] = {}
-        self._has_said = False
-
-    def admits(self, index: int, case: Any) -> bool:
-        need = _OWN + self._memory(case)
-        if self._taken and sum(self._taken.values()) + need > self._free:
-            if not self._has_said:
-                self._has_said = True
-                warn(
-                    f"memory: {self._describe(case)} needs about {need / 1e9:.1f} GB and all cases together may take "
-                    f"{self._free / 1e9:.1f} GB, so fewer than all workers run at times."
-                )
-            return False
-        self._taken[index] = need
-        return True
-
-    def release(self, index: int) -> None:
-        self._taken.pop(index, None)
-
-
 class _Crew:
     """Workers that handle cases until all are done; one that has died or hangs is replaced."""
 
@@ -152,9 +142,11 @@ class _Crew:
         workers: int,
         describe: Callable[[Any], str],
         timeout: float | None,
-        budget: _Budget | None,
+        memory: Callable[[Any], int] | None,
     ) -> None:
-        self._function, self._describe, self._timeout, self._budget = function, describe, timeout, budget
+        self._function, self._describe, self._timeout, self._memory = function, describe, timeout, memory
+        self._budget = Budget(int(SHARE * available_memory()))
+        self._has_said = False
         self._workers = [Worker(function) for _ in range(workers)]
         self._busy: dict[Worker, tuple[int, float]] = {}  # position of the case, and when its time is over
 
@@ -193,10 +185,20 @@ class _Crew:
     def _hand_out(self, waiting: deque[int], cases: Sequence[Any]) -> None:
         """Give every free worker a case, as long as there is memory for it."""
         for worker in [worker for worker in self._workers if worker.has_come_up and worker not in self._busy]:
-            if not waiting or (self._budget is not None and not self._budget.admits(waiting[0], cases[waiting[0]])):
+            if not waiting or not self._has_memory_for(waiting[0], cases[waiting[0]]):
                 return
             self._busy[worker] = waiting.popleft(), time.monotonic() + (self._timeout or math.inf)
             worker.give(cases[self._busy[worker][0]])
+
+    def _has_memory_for(self, index: int, case: Any) -> bool:
+        if self._memory is None:
+            return True
+        need = OWN + self._memory(case)
+        fits = self._budget.admits(index, need)
+        if not fits and not self._has_said:
+            self._has_said = True
+            warn_of_memory(self._describe(case), need, self._budget.free)
+        return fits
 
     def _heard(self) -> list[Worker]:
         """Workers that have something to say; waits for one, or until the first time-out."""
@@ -215,8 +217,7 @@ class _Crew:
     def _release(self, worker: Worker) -> int:
         """Note that a worker has no case any more; the position of the one it had."""
         index, _ = self._busy.pop(worker)
-        if self._budget is not None:
-            self._budget.release(index)
+        self._budget.release(index)
         return index
 
 

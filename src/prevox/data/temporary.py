@@ -11,6 +11,8 @@ import shutil
 import time
 from pathlib import Path
 
+import psutil
+
 _NAME = re.compile(r"\..+\.([\w-]*)-(\d+)\.tmp")
 _DAY = 86400.0  # seconds; what another host has not touched for so long is nobody's
 
@@ -55,7 +57,10 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:  # it is another user's
         return True
-    return True
+    try:  # one that has ended keeps its number until it is asked how, which in a container may be never
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _host() -> str:

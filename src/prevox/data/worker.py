@@ -118,6 +118,10 @@ class Worker:
         self._process.kill()
         self._process.join()
 
+    def interrupt(self) -> None:
+        """End the process from another thread than that which waits for its answer, and which hears that it died."""
+        self._process.kill()
+
     def _end(self) -> str:
         self._process.join(_PATIENCE)
         code = self._process.exitcode

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from prevox.data.temporary import remove_stale, temporary_path
@@ -33,6 +34,18 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path):
     kept.mkdir()
     remove_stale(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine, foreign, kept])
+
+
+def test_a_process_that_has_ended_and_was_not_asked_how_is_dead(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    mine = temporary_path(tmp_path / "a")
+    left = tmp_path / mine.name.replace(f"-{os.getpid()}.", f"-{process.pid}.")
+    left.touch()
+    remove_stale(tmp_path)
+    assert not left.exists()
+    process.wait()
 
 
 def test_names_are_hidden_and_differ_between_processes(tmp_path):
