@@ -282,8 +282,8 @@ TILTED_SPACING = (0.41796875, 0.41796875, 4.851479)
 
 # Siemens mosaics that nibabel installs with its own tests (nibabel/nicom/tests/data). Tiles lie row by row from the top
 # left; Image Position is that of the corner of a picture of the mosaic's size with the slice's centre, so the first
-# voxel lies half of (mosaic - tile) further along rows and columns; slices follow along the SliceNormalVector of the CSA
-# header, as far apart as Spacing Between Slices says. The affine of the two diffusion volumes is nibabel's
+# voxel lies half of (mosaic - tile) further along rows and columns; slices follow along the SliceNormalVector of the
+# CSA header, as far apart as Spacing Between Slices says. The affine of the two diffusion volumes is nibabel's
 # EXPECTED_AFFINE (checked there against SPM's conversion), which is in the same order of axes before its columns are
 # swapped; that of the third is by hand: 160 pixels of 1.5 mm along r = (1, 0, 0) and c = (0, 0.898028, -0.439939) from
 # (-283.707319, -295.873098, 94.294620), and 1.5 mm along r × c, which is the SliceNormalVector.
@@ -300,7 +300,7 @@ OBLIQUE_MOSAIC = Read(  # csa_slice_norm.dcm once it has pixels
     (64, 64, 32),
     ((-1.5, 0, 0, 43.707319), (0, -1.347041, -0.659909, 80.346481), (0, -0.659909, 1.347041, -11.290783)),
 )
-# what is changed in a sound mosaic of 5 slices of 4 × 6 pixels (3 × 3 tiles), by the tests: the reason that must be given
+# change to a sound mosaic of 5 slices of 4 × 6 pixels (3 × 3 tiles): the reason that must be given
 BROKEN_MOSAICS: dict[str, str] = {
     "no CSA header": "a Siemens mosaic without a CSA header",
     "a CSA header of random bytes": "a Siemens mosaic without a CSA header",

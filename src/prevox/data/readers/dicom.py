@@ -33,7 +33,7 @@ _COMPRESSED = 1000  # no image is compressed to less than its thousandth
 _ADVICE = {  # beginning of a problem to what can be done
     "colour": "Convert it to grey values, or leave it out.",
     "a localiser": "It only shows where the other series lie.",
-    "a Siemens mosaic": "Convert it with dcm2niix, which knows how.",
+    "a Siemens mosaic": "Export it again with its private elements, or as single slices.",
     "a file that cannot be read": "If the files have moved, run `prevox catalogue` on their new place.",
 }
 
@@ -221,6 +221,7 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
         DataError: If pixels cannot be decoded, or nothing here can.
     """
     places: dict[Path, list[tuple[int, int]]] = {}
+    tiles = {instance.path: instance.tiles for instance, _ in slices}
     for k, (instance, frame) in enumerate(slices):
         places.setdefault(instance.path, []).append((frame.number, k))
     for file, frames in places.items():
@@ -230,7 +231,7 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
                 dataset = parse(opened)[0] if opened is not None else Dataset()
                 _check_decoder(path, dataset.file_meta.TransferSyntaxUID)
                 _check_codestream(dataset)
-                planes = iter_pixels(dataset, indices=[number for number, _ in frames])
+                planes = _frames_of(dataset, [number for number, _ in frames], tiles[file])
                 for (_, k), plane in zip(frames, planes, strict=True):
                     yield k, plane
         except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -244,6 +245,18 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
                 expected="complete pixel data in the coding that the header names",
                 remedy="Export the series again.",
             ) from None
+
+
+def _frames_of(dataset: Dataset, numbers: Sequence[int], tiles: int) -> Iterator[np.ndarray]:
+    """Decode frames (rows, columns), or the tiles of a mosaic."""
+    if tiles == 1:
+        yield from iter_pixels(dataset, indices=list(numbers))
+        return
+    (picture,) = iter_pixels(dataset, indices=[0])
+    rows, columns = picture.shape[0] // tiles, picture.shape[1] // tiles
+    for number in numbers:
+        row, column = divmod(number, tiles)
+        yield picture[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
 def _check_decoder(path: Path, syntax: UID) -> None:
