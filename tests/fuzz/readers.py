@@ -158,7 +158,7 @@ def write_case(number: int, seed: int, sound: list[Path], folder: Path) -> tuple
     else:
         path.write_bytes(damaged(content, rng))
     if path.suffix == ".dcm":  # what is read is a list of such files
-        write_series(folder / "list.series", [(path, None)], "refuse")
+        write_series(folder / "list.series", [(path, None)], "refuse", "00")
         path = folder / "list.series"
     return path, CHOICES[rng.integers(len(CHOICES))]
 

@@ -18,8 +18,9 @@ _FEW = 3  # slices that a stack needs
 def stacks_of(instances: Sequence[Instance]) -> list[list[Slice]]:
     """The stacks of a series whose instances have no problem of their own, in order of their instances.
 
-    Frames without place are stacks by themselves, file by file, and so is a mosaic: it is a whole volume. Of a series in
-    several orientations, those with fewer than three slices are put together: the reader says what is wrong with them.
+    Frames without place are stacks by themselves, file by file, and so is a mosaic: it is a whole volume. Of a series
+    in several orientations, those with fewer than three slices are put together: the reader says what is wrong with
+    them.
     """
     placed: list[list[Slice]] = []
     stacks: list[list[Slice]] = []
