@@ -166,6 +166,7 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
                     collection=collection,
                     dataset=collection,
                     session=named("study", first.study) if first.study else None,
+                    sequence=first.sequence,
                     problem=_too_few(image, files, first, source.config.slices),
                 )
                 entries.append(replace(entry, paths=(path.absolute(),)))

@@ -1,7 +1,8 @@
 """What one DICOM file says of itself: which object it is, which frames it holds, where they lie. No pixel is read.
 
-Of what identifies a patient only PatientID is read, to be hashed (`data.pseudonyms`); names, dates of birth and free
-text are never looked at. Reasons repeat no text of the file.
+Of what identifies a patient only PatientID is read, to be hashed (`data.pseudonyms`); names and dates of birth are
+never looked at. Series Description and Protocol Name are looked through for the words that name an MR sequence, and
+nothing of them is kept but which of these (`data.acquisition`). Reasons repeat no text of the file.
 """
 
 import math
@@ -16,6 +17,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
+from prevox.data.acquisition import Acquisition, sequence_of_acquisition
 from prevox.data.readers import dicom_mosaic as mosaic
 from prevox.data.readers.dicom_file import open_dicom, parse
 
@@ -34,7 +36,8 @@ _KEYWORDS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "EchoTime"),
     *("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InversionTime", "DiffusionBValue"),
     *("DiffusionGradientOrientation", "AcquisitionTime", "ContentTime"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SeriesDescription", "ProtocolName", "ScanningSequence", "MRAcquisitionType", "RepetitionTime"),
+    *("ContrastBolusAgent", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _INDICES = "DimensionIndexValues"
 _TAGS = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None] + mosaic.TAGS
@@ -109,6 +112,7 @@ class Instance:
         inverted: Whether it is a radiograph in which low values are bright (MONOCHROME1).
         frames: The planes.
         tiles: Frames along each side of a Siemens mosaic, whose frames are numbered row by row; 1 for all else.
+        sequence: MR sequence, where header or description say it.
         problem: What it is instead of an image that can be read; None if nothing speaks against it.
     """
 
@@ -127,6 +131,7 @@ class Instance:
     inverted: bool = False
     frames: tuple[Frame, ...] = ()
     tiles: int = 1
+    sequence: str | None = None
     problem: str | None = None
 
 
@@ -179,10 +184,24 @@ def _described(path: Path, file: BinaryIO) -> Instance:
         signed=_whole(dataset, "PixelRepresentation") == 1,
         inverted=known.modality in _RADIOGRAPHS and _text(dataset, "PhotometricInterpretation") == "MONOCHROME1",
         frames=frames,
+        sequence=sequence_of_acquisition(_acquisition(dataset)) if known.modality == "MR" else None,
         problem=_problem(dataset) or _misplaced(known.modality, frames),
     )
     is_mosaic = "MOSAIC" in {part.upper() for part in _values(dataset, "ImageType")}
     return _split(described, dataset) if is_mosaic and described.problem is None else described
+
+
+def _acquisition(dataset: Dataset) -> Acquisition:
+    return Acquisition(
+        f"{_text(dataset, 'SeriesDescription')} {_text(dataset, 'ProtocolName')}",
+        frozenset(part.upper() for part in _values(dataset, "ImageType")),
+        frozenset(part.upper() for part in _values(dataset, "ScanningSequence")),
+        _text(dataset, "MRAcquisitionType"),
+        _number(dataset, "EchoTime"),
+        _number(dataset, "RepetitionTime"),
+        _number(dataset, "InversionTime"),
+        _text(dataset, "ContrastBolusAgent"),
+    )
 
 
 def _split(whole: Instance, dataset: Dataset) -> Instance:
