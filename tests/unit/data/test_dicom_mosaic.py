@@ -39,6 +39,16 @@ def unpacked(name: str, folder: Path) -> Path:
     return path
 
 
+def with_pixels(name: str, folder: Path, seed: int = 0) -> Path:
+    """One of nibabel's files with noise for pixels: in those that it ships all are equal, or there are none."""
+    path = unpacked(name, folder)
+    made = pydicom.dcmread(path)
+    pixels = np.random.default_rng(seed).integers(0, 4000, (made.Rows, made.Columns)).astype(np.uint16)
+    made.add_new(0x7FE00010, "OW", pixels.tobytes())
+    made.save_as(path)
+    return path
+
+
 def results(root: Path) -> list[Image | str]:
     """The images of a tree, or the reason why one is none."""
     found: list[Image | str] = []
@@ -84,7 +94,8 @@ def by_nibabel(path: Path) -> tuple[np.ndarray, np.ndarray]:
 @needs_files
 @pytest.mark.parametrize("name", MOSAICS)
 def test_outcome(name: str, tmp_path: Path):
-    path, outcome = unpacked(name, tmp_path / "in"), MOSAICS[name]
+    outcome = MOSAICS[name]
+    path = with_pixels(name, tmp_path / "in") if outcome.read else unpacked(name, tmp_path / "in")
     (found,) = results(tmp_path / "in")
     for words in outcome.refused:
         assert isinstance(found, str)
@@ -99,19 +110,20 @@ def test_outcome(name: str, tmp_path: Path):
 
 @needs_files
 def test_volumes_of_a_series_are_images(tmp_path: Path):
-    paths = [unpacked(name, tmp_path / "in") for name in ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz")]
+    names = ("siemens_dwi_0.dcm.gz", "siemens_dwi_1000.dcm.gz")
+    paths = [with_pixels(name, tmp_path / "in", seed) for seed, name in enumerate(names)]
     result = catalogue(CatalogueConfig(paths=(tmp_path / "in",), out=tmp_path / "c.parquet", workers=1))
     first, second = result.table["image"]
     assert (first[-2:], second[-2:]) == ("-1", "-2")
     assert first[:-2] == second[:-2]
     assert list(result.table["shape_k"]) == [48, 48]
-    assert result.table["maximum"].tolist() == [float(tiled(path, (128, 128, 48)).max()) for path in paths]
+    np.testing.assert_allclose(result.table["mean"], [tiled(path, (128, 128, 48)).mean() for path in paths])
 
 
 @needs_files
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_a_compressed_mosaic_has_the_same_voxels(syntax: str, tmp_path: Path):
-    path = unpacked("siemens_dwi_1000.dcm.gz", tmp_path / "in")
+    path = with_pixels("siemens_dwi_1000.dcm.gz", tmp_path / "in")
     expected = tiled(path, (128, 128, 48))
     made = pydicom.dcmread(path)
     made.compress(syntax)
@@ -123,12 +135,7 @@ def test_a_compressed_mosaic_has_the_same_voxels(syntax: str, tmp_path: Path):
 
 @needs_files
 def test_an_oblique_mosaic(tmp_path: Path):
-    path = unpacked("csa_slice_norm.dcm", tmp_path / "in")
-    made = pydicom.dcmread(path)
-    pixels = np.random.default_rng(0).integers(0, 4000, (384, 384)).astype(np.uint16)
-    pixels[-64:, -256:] = 0  # tiles 33 to 36
-    made.add_new(0x7FE00010, "OW", pixels.tobytes())
-    made.save_as(path)
+    path = with_pixels("csa_slice_norm.dcm", tmp_path / "in")
     (image,) = results(tmp_path / "in")
     check(image, OBLIQUE_MOSAIC)
     np.testing.assert_array_equal(image.array_CIJK[0], tiled(path, OBLIQUE_MOSAIC.shape))
