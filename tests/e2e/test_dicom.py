@@ -1,7 +1,9 @@
 """A tree of DICOM whose tags and names name a patient, through the real command line: nothing written or said may."""
 
 import gzip
+import json
 import re
+import stat
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.e2e.conftest import Chain, prevox
-from tests.unit.data.dicom_files import BIRTH, ID, NAME, dataset, save, write_slices
+from tests.unit.data.dicom_files import BIRTH, ID, MR, NAME, dataset, save, write_slices
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:Invalid value for VR")]  # a name as the modality
 
@@ -53,6 +55,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_slices(bad / "gap", voxels(9)[:, :, :6], SeriesInstanceUID="1.2.3.4.77")
     (bad / "gap" / "IM0003").unlink()
     save(bad / ID, dataset(voxels(9)[:, :, 0], "1.2.840.10008.5.1.4.1.1.481.5", **TAGS))
+    head = {"SeriesInstanceUID": "1.2.3.4.99", "PatientID": f"{ID}-9", "ProtocolName": f"{last} t2_tirm"}
+    write_slices(root / f"{ID} 9", voxels(7), sop_class=MR, SeriesDescription=f"{first} FLAIR", **TAGS | head)
     write_slices(bad / f"{NAME}.dcm", voxels(8), SeriesInstanceUID="1.2.3.4.88", Modality=NAME, **TAGS)
     return root
 
@@ -78,10 +82,20 @@ def test_the_patient_is_named_nowhere(export: Path, chain: Chain, tmp_path: Path
     assert any(
         named_in(path.read_bytes()) for path in private
     )  # the only files with paths: the search finds what is there
+    # each lies where docs/how-to/dicom.md says, below NAME.series/ beside a catalogue, for its owner's eyes alone
+    assert {path.relative_to(out).parts[0] for path in private} <= {
+        f"{name}.series" for name in ("c", "strict", "bad", "plan")
+    }
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in private)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.glob("*.series")} == {0o700}
     public = [path for path in written if path not in private]
+    lists = [path.read_text() for path in private]
+    keys = {json.loads(text)["key"] for text in lists}
     assert {path.name for path in public} >= {
         "c.parquet",
         "c.failures.csv",
+        "c.rows.jsonl",
+        "c.html",
         "index.parquet",
         "report.html",
         "store.json",
@@ -90,6 +104,8 @@ def test_the_patient_is_named_nowhere(export: Path, chain: Chain, tmp_path: Path
         assert named_in(str(path.relative_to(out))) == []
         data = path.read_bytes()
         assert named_in(data) == [], path
+        assert not any(key.encode() in data for key in keys), path
+        assert b"prevox_series" not in data, path
         if data.startswith(b"\x1f\x8b"):
             assert named_in(gzip.decompress(data)) == [], path
         if path.suffix == ".parquet":  # its pages are compressed
@@ -97,7 +113,8 @@ def test_the_patient_is_named_nowhere(export: Path, chain: Chain, tmp_path: Path
             assert named_in(table.to_csv() + str(table.attrs)) == [], path
 
     table = pd.read_parquet(out / "c.parquet")
-    assert sorted(table["modality"].dropna()) == ["CT"] * 4  # not the name that one file has there
+    assert sorted(table["modality"].dropna()) == ["CT"] * 4 + ["MR"]  # not the name that one file has there
+    assert list(table["sequence"].dropna()) == ["FLAIR"]  # of a description with the patient's name
     reasons = pd.read_csv(out / "c.failures.csv")
     assert len(reasons) >= 5
     for path in (out / "masks").glob("**/*.nii.gz"):

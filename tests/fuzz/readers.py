@@ -32,7 +32,7 @@ from PIL import Image as Pillow
 from prevox.data.readers import Reading, read_header, read_image
 from prevox.data.readers.dicom import write_series
 from prevox.errors import DataError
-from tests.unit.data.dicom_files import dataset, save
+from tests.unit.data.dicom_files import dataset, save, write_mosaic
 
 MEMORY = 1 << 30  # bytes that a child may take beyond what it has when it starts
 SECONDS = 20.0  # for one file; reading one takes milliseconds
@@ -76,6 +76,7 @@ def seeds(folder: Path) -> list[Path]:
     save(folder / "u.dcm", made)
     made.compress("1.2.840.10008.1.2.5")  # RLE
     save(folder / "v.dcm", made)
+    write_mosaic(folder / "w.dcm", np.ascontiguousarray(values[:, :, :5]))
     return [path for path in sorted(folder.iterdir()) if path.suffix not in (".img", ".raw")]
 
 
@@ -157,7 +158,7 @@ def write_case(number: int, seed: int, sound: list[Path], folder: Path) -> tuple
     else:
         path.write_bytes(damaged(content, rng))
     if path.suffix == ".dcm":  # what is read is a list of such files
-        write_series(folder / "list.series", [(path, None)], "refuse")
+        write_series(folder / "list.series", [(path, None)], "refuse", "00")
         path = folder / "list.series"
     return path, CHOICES[rng.integers(len(CHOICES))]
 

@@ -31,7 +31,7 @@ from prevox.data.layouts import DicomSource, Entry, recognise, refuse_duplicates
 from prevox.data.layouts.pictures import refuse_unlisted
 from prevox.data.measure import measure
 from prevox.data.quality import check_channels, check_same_grid, label_values_of, statistics_of
-from prevox.data.readers import SERIES, Image, read_image, suffix_of
+from prevox.data.readers import Image, read_image, suffix_of
 from prevox.data.rules import HELPERS, Verdict, judge, rule_of
 from prevox.errors import ConfigError, DataError, RunError
 from prevox.output import replacing, writable_folder
@@ -65,8 +65,7 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     Raises:
         DataError: If a path holds no image, ids clash, the table does not fit, or no image can be used; with
             `strict`, for the first image that cannot be used.
-        ConfigError: If a group is asked for without a table (given or found), `out` does not end in .parquet, or a
-            shard of DICOM is asked for.
+        ConfigError: If a group is asked for without a table (given or found), or `out` does not end in .parquet.
         RunError: If `out` cannot be written; known before any image is read.
     """
     if config.out.suffix != ".parquet":
@@ -85,8 +84,6 @@ def catalogue(config: CatalogueConfig) -> CatalogueResult:
     if config.group is not None and config.table is None and not any(entry.table for entry in cases):
         raise ConfigError(f"--group {config.group}: needs --table, the CSV file that has this column.")
     entries = _unique_ids(cases)
-    if config.shard is not None and any(entry.layout == "dicom" for entry in entries):
-        raise ConfigError(f"--shard {config.shard}: DICOM series are read anew by every call, so leave --shard out.")
     rows, failures = read_rows(entries, config, _row_or_reason)
     images = [entries[position].image for position in rows.positions]
     if config.shard is not None:
@@ -309,10 +306,10 @@ def _geometry(image: Image, channels: int) -> dict[str, Any]:
 def _digest(image: Image, one_volume: bool) -> str:
     """SHA-256 of the file's bytes; of header file and voxels where the voxels lie in a file of their own.
 
-    For DICOM, whose list changes with its place, folders of slices, and one volume of several, of affine and voxels.
+    For folders of slices, and one volume of several, of affine and voxels.
     """
     path = image.header.path
-    if not one_volume and path.is_file() and suffix_of(path) not in (*DETACHED, SERIES):
+    if not one_volume and path.is_file() and suffix_of(path) not in DETACHED:
         return file_digest(path)
     head = path.read_bytes() if suffix_of(path) in DETACHED else image.header.affine.tobytes()
     digest = hashlib.sha256(head)

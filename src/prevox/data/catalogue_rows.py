@@ -22,8 +22,9 @@ from prevox.data.journal import Journal, Line, Row, Rows, read_line
 from prevox.data.layouts import Entry
 from prevox.data.memory import header_bytes, reading_bytes
 from prevox.data.readers import SERIES, suffix_of
+from prevox.data.readers.dicom import series_digest, series_stamp
 from prevox.data.runner import Engine, Failure, run_cases
-from prevox.errors import RunError
+from prevox.errors import DataError, RunError
 
 SCHEMA = 2  # of rows; another one, and no row of a journal or catalogue of before is taken
 DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # their voxels, or their header, lie in another file
@@ -129,7 +130,9 @@ def read_task(task: Task, row_or_reason: Callable[[Entry], Row | Exception]) -> 
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes; of a series, of those of all its files, by a key."""
+    if suffix_of(path) == SERIES:
+        return series_digest(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -140,16 +143,19 @@ def content_hash(digests: Sequence[str]) -> str:
 
 
 def stamp_of(entry: Entry) -> str | None:
-    """Sizes and times of change of an image's files; None where one is a folder, missing, or not all of the image."""
-    stamps = []
+    """Sizes and times of change of an image's files, of a series all that it lists.
+
+    None where one is a folder, missing, or not all of the image.
+    """
+    stamps: list[Any] = []
     for path in _files(entry):
         try:
-            found = path.stat()
-        except (OSError, ValueError):  # the second: a name that no file can have
+            found, is_series = path.stat(), suffix_of(path) == SERIES
+            stamps.append(series_stamp(path) if is_series else (found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):  # the second: a name that no file can have, a list that makes no sense
             return None
-        if not path.is_file() or suffix_of(path) in (*DETACHED, SERIES):
+        if not path.is_file() or suffix_of(path) in DETACHED:
             return None
-        stamps.append((found.st_size, found.st_mtime_ns))
     return _hash(stamps)
 
 
@@ -180,11 +186,11 @@ def _files(entry: Entry) -> list[Path]:
 def _has_same_content(entry: Entry, row: Row) -> bool:
     """Whether an image's files hold what they held when the row was written."""
     try:
-        if any(suffix_of(path) in (*DETACHED, SERIES) for path in _files(entry)):
+        if any(suffix_of(path) in DETACHED for path in _files(entry)):
             return False
         image = content_hash([file_digest(path) for path in entry.paths])
         label = file_digest(entry.label) if entry.label else ""
-    except OSError:  # the reader says what is wrong
+    except (DataError, OSError):  # the reader says what is wrong
         return False
     return (image, label) == (row.get("image_hash"), row.get("label_hash"))
 

@@ -49,7 +49,7 @@ def measure(entry: Entry, images: Sequence[Image], array_CIJK: np.ndarray, label
     description = "" if header is None else bytes(header["descrip"]).decode("latin-1")
     counted = _counts(array_CIJK, None if label is None else label.array_CIJK[0])
     return {
-        "sequence": sequence_of(entry.modality, entry.paths, description),
+        "sequence": sequence_of(entry.modality, entry.paths, description, entry.sequence),
         "file_bytes": sum(_size(path) for path in entry.paths),
         **counted,
         "signature": signature_of(array_CIJK[0]),

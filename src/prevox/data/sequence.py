@@ -26,7 +26,7 @@ _WORDS = {
 _MEANING = {word: sequence for sequence, words in _WORDS.items() for word in words}
 _CONTRAST = {"ce", "gd", "gad", "gadolinium", "postcontrast"}
 _DOUBT = {"post"}  # after contrast agent, or after an operation
-_TOGETHER = {  # words that refine each other
+TOGETHER = {  # words that refine each other
     frozenset({"T1", "T1ce"}): "T1ce",
     frozenset({"T1", "FLAIR"}): "T1_FLAIR",
     frozenset({"T2", "FLAIR"}): "FLAIR",
@@ -40,31 +40,39 @@ def sequence_of_text(text: str) -> str | None:
     words = _words(text)
     found = frozenset(_MEANING[word] for word in words & _MEANING.keys())
     if len(found) != 1:
-        return _TOGETHER.get(found)
+        return TOGETHER.get(found)
     (sequence,) = found
     if sequence != "T1":
         return sequence
     return None if words & _DOUBT else "T1ce" if words & _CONTRAST else "T1"
 
 
-def sequence_of(modality: str | None, paths: Sequence[Path], description: str) -> str | None:
+def has_words(text: str) -> bool:
+    """Whether a text names any sequence, if only in doubt."""
+    return not _words(text).isdisjoint(_MEANING)
+
+
+def sequence_of(
+    modality: str | None, paths: Sequence[Path], description: str, acquired: str | None = None
+) -> str | None:
     """The sequence of an image; of one with several channels theirs, joined by commas, if all are known.
 
-    What the layout and the files' names say counts together; the header is asked only if they say nothing.
+    What the layout and the files' names say counts together; the rest is asked only if they say nothing.
 
     Args:
         modality: Names of the channels joined by commas; None where the layout does not say.
         paths: One file for each channel, or one that holds all.
         description: Free text of the header.
+        acquired: What the layout knows from acquisition parameters (`data.acquisition`); asked before `description`.
     """
     channels, names = (modality or "").split(","), [stem_of(path) for path in paths]
     if len(channels) == len(names):
         texts = [f"{channel} {name}" for channel, name in zip(channels, names, strict=True)]
     else:
         texts = channels if modality else names
-    if any(_words(text) & _MEANING.keys() for text in texts):
+    if any(map(has_words, texts)):
         return _joined(texts)
-    return sequence_of_text(description)
+    return acquired or sequence_of_text(description)
 
 
 def _joined(texts: Iterable[str]) -> str | None:
@@ -73,4 +81,5 @@ def _joined(texts: Iterable[str]) -> str | None:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", text.lower().replace("t2*", "t2star")))
+    plain = re.sub(r"dark[-_ ]?fluid", "flair", text.lower().replace("t2*", "t2star"))  # as Siemens calls it
+    return set(re.split(r"[^a-z0-9]+", plain))

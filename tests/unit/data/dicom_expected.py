@@ -279,3 +279,37 @@ SERIES |= {
 TILTED = f"{D2N}/failing/gantrytilting/001"
 TILTED_SHAPE = (512, 521, 4)
 TILTED_SPACING = (0.41796875, 0.41796875, 4.851479)
+
+# Siemens mosaics that nibabel installs with its own tests (nibabel/nicom/tests/data). Tiles lie row by row from the top
+# left; Image Position is that of the corner of a picture of the mosaic's size with the slice's centre, so the first
+# voxel lies half of (mosaic - tile) further along rows and columns; slices follow along the SliceNormalVector of the
+# CSA header, as far apart as Spacing Between Slices says. The affine of the two diffusion volumes is nibabel's
+# EXPECTED_AFFINE (checked there against SPM's conversion), which is in the same order of axes before its columns are
+# swapped; that of the third is by hand: 160 pixels of 1.5 mm along r = (1, 0, 0) and c = (0, 0.898028, -0.439939) from
+# (-283.707319, -295.873098, 94.294620), and 1.5 mm along r × c, which is the SliceNormalVector.
+_DIFFUSION = Read(
+    (128, 128, 48),
+    ((-1.796875, 0, 0, 115), (0, -1.79684984, -0.01570896, 135.028779), (0, -0.0094084375, 2.99995887, -78.710481)),
+)
+MOSAICS: dict[str, Outcome] = {
+    "siemens_dwi_0.dcm.gz": Outcome(read=(_DIFFUSION,)),
+    "siemens_dwi_1000.dcm.gz": Outcome(read=(_DIFFUSION,)),
+    "csa_slice_norm.dcm": Outcome(refused=(NO_PIXELS,)),
+}
+OBLIQUE_MOSAIC = Read(  # csa_slice_norm.dcm once it has pixels
+    (64, 64, 32),
+    ((-1.5, 0, 0, 43.707319), (0, -1.347041, -0.659909, 80.346481), (0, -0.659909, 1.347041, -11.290783)),
+)
+# change to a sound mosaic of 5 slices of 4 × 6 pixels (3 × 3 tiles): the reason that must be given
+BROKEN_MOSAICS: dict[str, str] = {
+    "no CSA header": "a Siemens mosaic without a CSA header",
+    "a CSA header of random bytes": "a Siemens mosaic without a CSA header",
+    "no normal in the CSA header": "without the direction of its slices",
+    "a normal that is not that of the rows and columns": "whose slices do not lie along the normal of its picture",
+    "no count in the CSA header nor in 0019,100A": "that does not say how many slices it has",
+    "count 0": "that does not say how many slices it has",
+    "another count in 0019,100A": "that says two numbers of slices, 5 and 7",
+    "count 17, 5 × 5 tiles of a picture of 12 × 18": "of 17 slices in 18×12 pixels",
+    "no distance of slices, no thickness": "without a distance between its slices",
+    "slices in reverse order": "whose slices are numbered in reverse",
+}

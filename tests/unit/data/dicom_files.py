@@ -1,5 +1,7 @@
 """DICOM files for tests, whose voxels and places are known."""
 
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,34 @@ def without_header(path: Path) -> bytes:
     data = path.read_bytes()
     length = pydicom.dcmread(path, stop_before_pixels=True).file_meta.FileMetaInformationGroupLength
     return data[128 + 4 + 12 + length :]
+
+
+def csa_header(**tags: tuple[str, Sequence[Any]]) -> bytes:
+    """A CSA header of the second kind (SV10): name, VR and values of each element, as text."""
+    parts = [b"SV10\x04\x03\x02\x01", struct.pack("<2I", len(tags), 77)]
+    for name, (vr, values) in tags.items():
+        parts.append(struct.pack("<64si4s3i", name.encode(), len(values), vr.encode(), 0, len(values), 77))
+        for value in values:
+            text = f"{value}\0".encode()
+            parts.append(struct.pack("<4i", *[len(text)] * 4) + text + bytes(-len(text) % 4))
+    return b"".join(parts)
+
+
+def write_mosaic(
+    path: Path, voxels_JIK: np.ndarray, csa: Mapping[str, tuple[str, Sequence[Any]]] | None = None, **tags: Any
+) -> FileDataset:
+    """A Siemens mosaic of a volume (rows, columns, slices) in as few tiles as hold it; `csa` changes its CSA header."""
+    rows, columns, count = voxels_JIK.shape
+    tiles = next(side for side in range(1, 100) if side * side >= count)
+    picture = np.zeros((tiles * rows, tiles * columns), voxels_JIK.dtype)
+    for k in range(count):
+        down, right = k // tiles * rows, k % tiles * columns
+        picture[down : down + rows, right : right + columns] = voxels_JIK[:, :, k]
+    made = dataset(
+        picture, MR, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"], **{"SpacingBetweenSlices": 4.0} | tags
+    )
+    known = {"NumberOfImagesInMosaic": ("US", [count]), "SliceNormalVector": ("FD", ["0.0", "0.0", "1.0"])}
+    block = made.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    block.add_new(0x10, "OB", csa_header(**{k: v for k, v in (known | dict(csa or {})).items() if v[1]}))
+    save(path, made)
+    return made

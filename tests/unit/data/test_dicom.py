@@ -240,7 +240,7 @@ def test_values_are_rescaled_in_the_smallest_type_that_holds_them(tmp_path, kind
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "a Siemens mosaic.*dcm2niix"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "a Siemens mosaic without a CSA header.*single slices"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour pixels.*grey"),
         ({"BitsAllocated": 64}, "values of 16 bits in 64"),

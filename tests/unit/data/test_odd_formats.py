@@ -56,6 +56,15 @@ def test_mgh_and_its_mask(tmp_path, suffix):
     np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-5)
 
 
+def test_mgh_without_voxels_is_refused(tmp_path):
+    nib.save(nib.MGHImage(ARRAY, AFFINE), tmp_path / "a.mgh")
+    content = bytearray((tmp_path / "a.mgh").read_bytes())
+    content[4:8] = bytes(4)  # the first axis
+    (tmp_path / "a.mgh").write_bytes(content)
+    with pytest.raises(DataError, match="should be non-zero"):
+        read_image(tmp_path / "a.mgh")
+
+
 def test_analyze_has_no_orientation_and_is_told_so(tmp_path):
     """By hand from the 348 bytes of the Analyze 7.5 header: axes at 40, type at 70 (4: int16), voxel size at 80."""
     head = bytearray(348)

@@ -38,6 +38,7 @@ class Entry:
         details: Further columns of the catalogue.
         reading: How the files are read.
         volumes_are_channels: Whether a 4th axis that no dataset.json describes is one of channels.
+        sequence: MR sequence by acquisition parameters; None where the layout knows none.
     """
 
     image: str
@@ -57,6 +58,7 @@ class Entry:
     details: Mapping[str, Any] = field(default_factory=dict)
     reading: Reading = Reading()  # noqa: RUF009  # immutable
     volumes_are_channels: bool = False
+    sequence: str | None = None
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
@@ -76,6 +78,16 @@ def read_description(root: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise DataError(path, found=f"a JSON {type(content).__name__}", expected="a JSON object")
     return content
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # as `read_description` does
+    except (ValueError, OSError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def class_names_of(labels: Any, where: Path) -> dict[int, str] | None:

@@ -8,7 +8,6 @@ no doubt: it lies on the image's own grid by name (no `space-`, or `space-orig`)
 image's, and no other image or segmentation has as good a claim.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,9 @@ from typing import Any
 import pandas as pd
 
 from prevox.console import warn
+from prevox.data.acquisition import sequence_of_sidecar
 from prevox.data.join import listed
-from prevox.data.layouts.base import Entry, foreign_entries, image_files, refuse_duplicates
+from prevox.data.layouts.base import Entry, foreign_entries, image_files, read_sidecar, refuse_duplicates
 from prevox.data.readers import is_picture, stem_of
 from prevox.errors import DataError
 
@@ -28,6 +28,7 @@ _NAME = re.compile(r"sub-[A-Za-z0-9]+(?:_[A-Za-z]+-[A-Za-z0-9+]+)*_[A-Za-z0-9]+"
 _FOLDERS = re.compile(r"sub-[A-Za-z0-9]+(?:/ses-[A-Za-z0-9]+)?/(anat|func|dwi|fmap|perf|pet|swi|ct|mr|mrs|micr)")
 _OF_DERIVATIVES = ("desc", "label", "atlas", "seg", "scale", "res", "den", "hemi")  # say nothing of the source
 _NO_IMAGES = ("dseg", "probseg", "mask", "defacemask")  # suffixes of what is made from images
+_NO_MR = ("pet", "ct", "micr")
 # what a model or a filter may need; sidecars hold names and dates as well, which stay where they are
 _PARAMETERS = (
     *("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "PulseSequenceType", "ScanningSequence"),
@@ -149,21 +150,11 @@ def _collection(root: Path) -> str:
     path = root / "dataset_description.json"
     if not path.is_file():
         return root.name
-    content = _json(path)
+    content = read_sidecar(path)
     if content is None:
         raise DataError(path, found="text that is no JSON object", expected="a description of the dataset")
     name = content.get("Name")
     return name.strip() if isinstance(name, str) and name.strip() else root.name
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if the file holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        json.dumps(content, ensure_ascii=False).encode()  # as `read_description` does
-    except (ValueError, OSError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 class _Sidecars:
@@ -174,14 +165,14 @@ class _Sidecars:
         self.known: dict[Path, list[tuple[frozenset[str], str, dict[str, Any]]]] = {}
 
     def of(self, file: _File) -> dict[str, Any]:
-        """Acquisition parameters of an image: files further down win, and of those in one folder the closer name."""
+        """What is said of an image: files further down win, and of those in one folder the closer name."""
         own = {f"{key}-{value}" for key, value in file.entities.items()}
         found: dict[str, Any] = {}
         folders = [folder for folder in file.path.parents if folder.is_relative_to(self.root)]
         for folder in reversed(folders):
             for entities, suffix, content in sorted(self._in(folder), key=lambda sidecar: len(sidecar[0])):
                 if suffix == file.suffix and entities <= own:
-                    found |= {k: v for k, v in content.items() if k in _PARAMETERS and _fits_a_column(v)}
+                    found |= content
         return found
 
     def _in(self, folder: Path) -> list[tuple[frozenset[str], str, dict[str, Any]]]:
@@ -189,7 +180,7 @@ class _Sidecars:
             parsed = []
             for path in sorted(folder.glob("*.json")):
                 *entities, suffix = path.stem.split("_")
-                content = _json(path) if all("-" in part for part in entities) else None
+                content = read_sidecar(path) if all("-" in part for part in entities) else None
                 parsed += [(frozenset(entities), suffix, content)] if content else []
             self.known[folder] = parsed
         return self.known[folder]
@@ -202,7 +193,8 @@ def _fits_a_column(value: Any) -> bool:
 
 def _entry(file: _File, label: _File | None, collection: str, sidecars: _Sidecars, root: Path) -> Entry:
     others = {key: value for key, value in file.entities.items() if key not in ("sub", "ses")}
-    session = file.entities.get("ses")
+    session, said = file.entities.get("ses"), sidecars.of(file)
+    parameters = {key: value for key, value in said.items() if key in _PARAMETERS and _fits_a_column(value)}
     return Entry(
         image=stem_of(file.path),
         paths=(file.path,),
@@ -215,7 +207,8 @@ def _entry(file: _File, label: _File | None, collection: str, sidecars: _Sidecar
         collection=collection,
         dataset=root.name,
         session=None if session is None else f"ses-{session}",
-        details={"datatype": file.datatype, **others, **sidecars.of(file)},
+        details={"datatype": file.datatype, **others, **parameters},
+        sequence=sequence_of_sidecar(said) if file.datatype not in _NO_MR else None,
     )
 
 

@@ -16,11 +16,12 @@ from prevox.config.data import DicomConfig
 from prevox.console import console
 from prevox.data.layouts.base import Entry, folders, is_hidden
 from prevox.data.layouts.dicom_stacks import stacks_of
-from prevox.data.pseudonyms import plain_id, pseudonym, read_salt
+from prevox.data.pseudonyms import content_key, plain_id, pseudonym, read_salt
 from prevox.data.readers import SERIES, suffix_of
 from prevox.data.readers.dicom import Files, write_series
 from prevox.data.readers.dicom_header import Instance, read_instance
 from prevox.data.runner import Failure, run_cases
+from prevox.data.temporary import remove_stale
 from prevox.errors import DataError, RunError
 
 _AT_ONCE = 200  # files that a process reads at a time
@@ -142,7 +143,7 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
         return plain_id(value) if plain else pseudonym(salt, kind, value)
 
     collection = plain_id(root.name) if plain else f"dicom-{pseudonym(salt, 'tree', str(root))[:6]}"
-    folder = source.folder / collection
+    folder, secret = source.folder / collection, content_key(salt)
     entries = []
     try:
         for place in (source.folder, folder):
@@ -152,7 +153,7 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
             for number, (files, first) in enumerate(found, 1):
                 image = named("series", series) + (f"-{number}" if len(found) > 1 else "")
                 path = folder / f"{image}{SERIES}"
-                write_series(path, files, source.config.tilt)
+                write_series(path, files, source.config.tilt, secret)
                 entry = Entry(
                     image=image,
                     paths=(path,),
@@ -165,13 +166,15 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
                     collection=collection,
                     dataset=collection,
                     session=named("study", first.study) if first.study else None,
+                    sequence=first.sequence,
                     problem=_too_few(image, files, first, source.config.slices),
                 )
                 entries.append(replace(entry, paths=(path.absolute(),)))
         written = {entry.paths[0].name for entry in entries}
         for path in folder.glob(f"*{SERIES}"):
             if path.name not in written:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another task may have done so
+        remove_stale(folder)
     except OSError as error:
         raise RunError(f"{source.folder}: cannot be written ({error.strerror}). Choose another --out.") from None
     return entries

@@ -18,13 +18,15 @@ _FEW = 3  # slices that a stack needs
 def stacks_of(instances: Sequence[Instance]) -> list[list[Slice]]:
     """The stacks of a series whose instances have no problem of their own, in order of their instances.
 
-    Frames without place are stacks by themselves, file by file. Of a series in several orientations, those with fewer
-    than three slices are put together: the reader says what is wrong with them.
+    Frames without place are stacks by themselves, file by file, and so is a mosaic: it is a whole volume. Of a series
+    in several orientations, those with fewer than three slices are put together: the reader says what is wrong with
+    them.
     """
     placed: list[list[Slice]] = []
     stacks: list[list[Slice]] = []
     for instance in instances:
-        if any(frame.position is None or frame.orientation is None for frame in instance.frames):
+        unplaced = any(frame.position is None or frame.orientation is None for frame in instance.frames)
+        if unplaced or instance.tiles > 1:
             stacks.append([(instance, frame) for frame in instance.frames])
             continue
         for frame in instance.frames:

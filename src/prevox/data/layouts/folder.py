@@ -5,9 +5,11 @@ So are `imagesTr` and `labelsTr`, and so on. Where the files in a folder of imag
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from prevox.console import warn
+from prevox.data.acquisition import sequence_of_sidecar
 from prevox.data.layouts.base import (
     Entry,
     are_channels,
@@ -15,6 +17,7 @@ from prevox.data.layouts.base import (
     channel_problem,
     foreign_entries,
     image_files,
+    read_sidecar,
     refuse_duplicates,
     without_previews,
 )
@@ -118,4 +121,7 @@ def _lonely(label: Path, root: Path) -> Entry:
 def _entry(
     image: str, paths: tuple[Path, ...], label: Path | None, root: Path, problem: DataError | None = None
 ) -> Entry:
-    return Entry(image, paths, label, image, None, None, "folder", root, root.name, root.name, problem)
+    entry = Entry(image, paths, label, image, None, None, "folder", root, root.name, root.name, problem)
+    sidecar = paths[0].with_name(f"{stem_of(paths[0])}.json")  # as dcm2niix writes it
+    content = read_sidecar(sidecar) if len(paths) == 1 and sidecar.is_file() else None
+    return entry if content is None else replace(entry, sequence=sequence_of_sidecar(content))

@@ -4,12 +4,14 @@
 which may contain names of patients: an image is known by its list's name, and so are all messages here.
 """
 
+import hashlib
+import hmac
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydicom import Dataset
@@ -21,9 +23,10 @@ from prevox.data.readers.base import Header, Image, Reading, check_affine
 from prevox.data.readers.dicom_file import open_dicom, parse
 from prevox.data.readers.dicom_grid import NoVolume, Slice, StackGrid, grid_of
 from prevox.data.readers.dicom_header import Instance, read_instance
+from prevox.data.temporary import temporary_path
 from prevox.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 2
 Tilt = Literal["refuse", "resample"]
 Files = Sequence[tuple[Path, Sequence[int] | None]]
 
@@ -33,27 +36,35 @@ _COMPRESSED = 1000  # no image is compressed to less than its thousandth
 _ADVICE = {  # beginning of a problem to what can be done
     "colour": "Convert it to grey values, or leave it out.",
     "a localiser": "It only shows where the other series lie.",
-    "a Siemens mosaic": "Convert it with dcm2niix, which knows how.",
+    "a Siemens mosaic": "Export it again with its private elements, or as single slices.",
     "a file that cannot be read": "If the files have moved, run `prevox catalogue` on their new place.",
 }
 
 
-def write_series(path: Path, files: Files, tilt: Tilt) -> None:
-    """Write the list of an image's files, readable by its owner only.
+def write_series(path: Path, files: Files, tilt: Tilt, key: str) -> None:
+    """Write the list of an image's files, whole or not at all, readable by its owner only.
+
+    A list that says the same stays. Tasks of a job array may write at the same time: they write the same.
 
     Args:
         path: File to write; its name is the image's id.
         files: Absolute paths, each with the frames to take (all where None).
         tilt: What becomes of a gantry tilt.
+        key: Of the hash of the contents (`pseudonyms.content_key`), hexadecimal.
     """
     folder = files[0][0].parent
     names = [
         (file.name if file.parent == folder else str(file), None if frames is None else list(frames))
         for file, frames in files
     ]
-    content = {"prevox_series": SCHEMA, "tilt": tilt, "folder": str(folder), "files": names}
-    path.touch(0o600)
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    content = {"prevox_series": SCHEMA, "key": key, "tilt": tilt, "folder": str(folder), "files": names}
+    text = json.dumps(content) + "\n"
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
+    temporary = temporary_path(path)
+    temporary.touch(0o600)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_header(path: Path, reading: Reading) -> Header:
@@ -75,21 +86,57 @@ def read_image(path: Path, reading: Reading) -> Image:
 
 def stored_size(path: Path) -> int:
     """Bytes of the files that the list names; those that are gone count nothing."""
-    return sum(file.stat().st_size for file, _ in _listed(path)[0] if file.is_file())
+    return sum(file.stat().st_size for file, _ in _listed(path).files if file.is_file())
 
 
-def _listed(path: Path) -> tuple[Files, Tilt]:
-    """The files of an image and their frames, and what becomes of a tilt.
+def series_stamp(path: Path) -> list[Any]:
+    """What the list says, and sizes and times of change of its files in order.
 
     Raises:
         DataError: If the list makes no sense.
+        OSError: If a file is gone.
+    """
+    found = [file.stat() for file, _ in _listed(path).files]
+    return [path.read_text(encoding="utf-8"), *((file.st_size, file.st_mtime_ns) for file in found)]
+
+
+def series_digest(path: Path) -> str:
+    """SHA-256, by the list's key, of the files' bytes and what is taken of them; names and places do not count.
+
+    Raises:
+        DataError: If the list makes no sense.
+        OSError: If a file cannot be read.
+    """
+    listed = _listed(path)
+    parts = []
+    for name, frames in listed.files:
+        with name.open("rb") as file:
+            keyed = hashlib.file_digest(file, lambda: hmac.new(listed.key, digestmod="sha256"))
+        parts.append(f"{keyed.hexdigest()} {frames}")
+    return hashlib.sha256("\n".join([listed.tilt, *sorted(parts)]).encode()).hexdigest()
+
+
+class _List(NamedTuple):
+    """What a .series file says: files of an image with their frames, what becomes of a tilt, key of the hashes."""
+
+    files: Files
+    tilt: Tilt
+    key: bytes
+
+
+def _listed(path: Path) -> _List:
+    """Read a list.
+
+    Raises:
+        DataError: If it makes no sense.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["prevox_series"] != SCHEMA:
             raise ValueError
         folder = Path(content["folder"])
-        return [(folder / name, frames) for name, frames in content["files"]], content["tilt"]
+        files = [(folder / name, frames) for name, frames in content["files"]]
+        return _List(files, content["tilt"], bytes.fromhex(content["key"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             path,
@@ -105,7 +152,7 @@ def _slices(path: Path) -> tuple[list[Slice], Tilt]:
     Raises:
         DataError: If a file is no image or has a problem of its own.
     """
-    files, tilt = _listed(path)
+    files, tilt, _ = _listed(path)
     slices: list[Slice] = []
     problems: Counter[str] = Counter()
     for file, frames in files:
@@ -221,6 +268,7 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
         DataError: If pixels cannot be decoded, or nothing here can.
     """
     places: dict[Path, list[tuple[int, int]]] = {}
+    tiles = {instance.path: instance.tiles for instance, _ in slices}
     for k, (instance, frame) in enumerate(slices):
         places.setdefault(instance.path, []).append((frame.number, k))
     for file, frames in places.items():
@@ -230,7 +278,7 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
                 dataset = parse(opened)[0] if opened is not None else Dataset()
                 _check_decoder(path, dataset.file_meta.TransferSyntaxUID)
                 _check_codestream(dataset)
-                planes = iter_pixels(dataset, indices=[number for number, _ in frames])
+                planes = _frames_of(dataset, [number for number, _ in frames], tiles[file])
                 for (_, k), plane in zip(frames, planes, strict=True):
                     yield k, plane
         except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -244,6 +292,18 @@ def _planes(path: Path, slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarr
                 expected="complete pixel data in the coding that the header names",
                 remedy="Export the series again.",
             ) from None
+
+
+def _frames_of(dataset: Dataset, numbers: Sequence[int], tiles: int) -> Iterator[np.ndarray]:
+    """Decode frames (rows, columns), or the tiles of a mosaic."""
+    if tiles == 1:
+        yield from iter_pixels(dataset, indices=list(numbers))
+        return
+    (picture,) = iter_pixels(dataset, indices=[0])
+    rows, columns = picture.shape[0] // tiles, picture.shape[1] // tiles
+    for number in numbers:
+        row, column = divmod(number, tiles)
+        yield picture[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
 def _check_decoder(path: Path, syntax: UID) -> None:

@@ -1,7 +1,8 @@
 """What one DICOM file says of itself: which object it is, which frames it holds, where they lie. No pixel is read.
 
-Of what identifies a patient only PatientID is read, to be hashed (`data.pseudonyms`); names, dates of birth and free
-text are never looked at. Reasons repeat no text of the file.
+Of what identifies a patient only PatientID is read, to be hashed (`data.pseudonyms`); names and dates of birth are
+never looked at. Series Description and Protocol Name are looked through for the words that name an MR sequence, and
+nothing of them is kept but which of these (`data.acquisition`). Reasons repeat no text of the file.
 """
 
 import math
@@ -16,6 +17,8 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
+from prevox.data.acquisition import Acquisition, sequence_of_acquisition
+from prevox.data.readers import dicom_mosaic as mosaic
 from prevox.data.readers.dicom_file import open_dicom, parse
 
 SUFFIXES = (".dcm", ".dicom", ".ima")  # of files that must be DICOM; others are by their first bytes
@@ -33,10 +36,11 @@ _KEYWORDS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "EchoTime"),
     *("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InversionTime", "DiffusionBValue"),
     *("DiffusionGradientOrientation", "AcquisitionTime", "ContentTime"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SeriesDescription", "ProtocolName", "ScanningSequence", "MRAcquisitionType", "RepetitionTime"),
+    *("ContrastBolusAgent", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _INDICES = "DimensionIndexValues"
-_TAGS = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+_TAGS = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None] + mosaic.TAGS
 # what may tell frames at one place apart: name, sequence of an enhanced object, keyword
 _MARKS = (
     ("type", "MRImageFrameTypeSequence", "FrameType"),
@@ -100,13 +104,15 @@ class Instance:
         study: StudyInstanceUID.
         patient: PatientID.
         modality: CT, MR, ...
-        rows: Of pixels.
-        columns: Of pixels.
+        rows: Of pixels in a frame.
+        columns: Of pixels in a frame.
         bits: Stored bits of a value.
         allocated: Bits that a value takes.
         signed: Whether stored values are.
         inverted: Whether it is a radiograph in which low values are bright (MONOCHROME1).
         frames: The planes.
+        tiles: Frames along each side of a Siemens mosaic, whose frames are numbered row by row; 1 for all else.
+        sequence: MR sequence, where header or description say it.
         problem: What it is instead of an image that can be read; None if nothing speaks against it.
     """
 
@@ -124,6 +130,8 @@ class Instance:
     signed: bool = False
     inverted: bool = False
     frames: tuple[Frame, ...] = ()
+    tiles: int = 1
+    sequence: str | None = None
     problem: str | None = None
 
 
@@ -167,7 +175,7 @@ def _described(path: Path, file: BinaryIO) -> Instance:
     if rows < 1 or columns < 1:
         return replace(known, problem="no rows and columns (a broken DICOM file)")
     frames = tuple(_frames(dataset))
-    return replace(
+    described = replace(
         known,
         rows=rows,
         columns=columns,
@@ -176,8 +184,46 @@ def _described(path: Path, file: BinaryIO) -> Instance:
         signed=_whole(dataset, "PixelRepresentation") == 1,
         inverted=known.modality in _RADIOGRAPHS and _text(dataset, "PhotometricInterpretation") == "MONOCHROME1",
         frames=frames,
+        sequence=sequence_of_acquisition(_acquisition(dataset)) if known.modality == "MR" else None,
         problem=_problem(dataset) or _misplaced(known.modality, frames),
     )
+    is_mosaic = "MOSAIC" in {part.upper() for part in _values(dataset, "ImageType")}
+    return _split(described, dataset) if is_mosaic and described.problem is None else described
+
+
+def _acquisition(dataset: Dataset) -> Acquisition:
+    return Acquisition(
+        f"{_text(dataset, 'SeriesDescription')} {_text(dataset, 'ProtocolName')}",
+        frozenset(part.upper() for part in _values(dataset, "ImageType")),
+        frozenset(part.upper() for part in _values(dataset, "ScanningSequence")),
+        _text(dataset, "MRAcquisitionType"),
+        _number(dataset, "EchoTime"),
+        _number(dataset, "RepetitionTime"),
+        _number(dataset, "InversionTime"),
+        _text(dataset, "ContrastBolusAgent"),
+    )
+
+
+def _split(whole: Instance, dataset: Dataset) -> Instance:
+    """A mosaic as the slices it holds, or with the reason why it cannot be split."""
+    (frame, *others), size = whole.frames, (whole.rows, whole.columns)
+    if others:
+        return replace(whole, problem="a Siemens mosaic of several frames")
+    if frame.position is None or frame.orientation is None or frame.spacing is None:
+        return replace(whole, problem="a Siemens mosaic without position or pixel spacing")
+    distances = _number(dataset, "SpacingBetweenSlices"), frame.thickness
+    try:
+        layout = mosaic.mosaic_of(dataset, size, frame.orientation, distances)
+    except mosaic.NoMosaic as error:
+        return replace(whole, problem=str(error))
+    rows, columns = (side // layout.tiles for side in size)
+    # Image Position is that of a slice as large as the whole picture
+    along_row = (whole.columns - columns) / 2 * frame.spacing[1] * np.array(frame.orientation[:3])
+    along_column = (whole.rows - rows) / 2 * frame.spacing[0] * np.array(frame.orientation[3:])
+    first = np.array(frame.position) + along_row + along_column
+    places = [(first + number * layout.step).tolist() for number in range(layout.count)]
+    frames = tuple(replace(frame, number=number, position=tuple(place)) for number, place in enumerate(places))
+    return replace(whole, rows=rows, columns=columns, frames=frames, tiles=layout.tiles)
 
 
 def _problem(dataset: Dataset) -> str | None:
@@ -188,8 +234,6 @@ def _problem(dataset: Dataset) -> str | None:
         return "colour pixels"
     if "LOCALIZER" in kinds:
         return "a localiser (scout)"
-    if "MOSAIC" in kinds:
-        return "a Siemens mosaic: all slices of a volume in one picture"
     if dataset.get("ModalityLUTSequence"):
         return "values that are no numbers but places in a table (Modality LUT)"
     allocated, stored = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 
 from prevox.data.readers.base import (
@@ -30,7 +31,7 @@ nib.imageglobals.logger.setLevel("CRITICAL")  # where it repairs a header it nam
 # what nibabel raises over damaged files; the last four come out of arithmetic with absurd header fields
 FAULTS = (
     *(ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, gzip.BadGzipFile, ValueError),
-    *(OverflowError, TypeError, KeyError, IndexError),
+    *(MGHError, OverflowError, TypeError, KeyError, IndexError),
 )
 
 
