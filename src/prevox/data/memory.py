@@ -9,7 +9,7 @@ import psutil
 
 from prevox.console import warn
 from prevox.data.place import PrepareSettings
-from prevox.data.readers import Reading, read_header, suffix_of
+from prevox.data.readers import Reading, read_header, stored_size, suffix_of
 from prevox.errors import DataError
 
 _UNLIMITED = 1 << 60  # what the first version of cgroups says where no limit is set is beyond this
@@ -113,13 +113,13 @@ def reading_bytes(paths: Iterable[Path], reading: Reading) -> int:
     """Bytes that cataloguing the files of one image takes at most, about.
 
     From the headers of NIfTI files that are not small, for these are read without compiled code, which a broken file
-    could crash; from the sizes of others.
+    could crash; from the sizes of others, of a series or a folder of slices all its files.
     """
     total = 0
     for path in paths:
         try:
-            size = path.stat().st_size
-        except (OSError, ValueError):  # the reader says what is wrong with it
+            size = stored_size(path)
+        except (DataError, OSError, ValueError):  # the reader says what is wrong with it
             continue
         total += header_bytes(path, reading) if size > _SMALL else _EXPANSION * size
     return total

@@ -19,6 +19,7 @@ from prevox.data.catalogue import _row_or_reason, catalogue
 from prevox.data.layouts import recognise
 from prevox.data.memory import _control_groups, _room, header_bytes, reading_bytes
 from prevox.data.readers import Reading
+from prevox.data.readers.dicom import write_series
 
 pytestmark = pytest.mark.unit
 
@@ -161,6 +162,13 @@ def test_memory_estimates(tmp_path):
     other = tmp_path / "a.nrrd"
     other.write_bytes(bytes(1000))
     assert reading_bytes([other, tmp_path / "absent.nii"], Reading()) == 16_000
+    (tmp_path / "stack").mkdir()
+    for number in range(3):
+        (tmp_path / "stack" / f"{number}.png").write_bytes(bytes(500))
+    assert reading_bytes([tmp_path / "stack"], Reading()) == 16 * 1500
+    series = tmp_path / "CT.series"  # as a list of slices, of which a case is known by its list
+    write_series(series, [(other, None), (other, None)], "refuse", "0" * 64)
+    assert reading_bytes([series], Reading()) == 16 * 2000
 
 
 def test_control_groups(tmp_path):
