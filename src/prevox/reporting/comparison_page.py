@@ -191,8 +191,8 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
          figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all") if tested else None),
         *((f"{label} over {drawing.name.partition(' over ')[2]}",
            "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone; runs at one "
-           "point are averaged case by case.",
-           drawing) for drawing in _curves(found, strokes)),
+           "point are averaged case by case. The colour of a line is its own, not that of a run above.",
+           drawing) for drawing in _curves(found)),
         *((figures.metric_name(metric) + " of every case",
            "A dot is a case, its mean over classes. Box: quartiles and median; diamond: mean; whiskers: up to 1.5 box "
            "widths.",
@@ -202,12 +202,12 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
     return [{"heading": heading, "note": note, "drawing": drawing} for heading, note, drawing in drawn]
 
 
-def _curves(found: Comparison, strokes: dict[str, Stroke]) -> list[Drawing]:
+def _curves(found: Comparison) -> list[Drawing]:
     """Curves of each dataset; named by it where there are several."""
     drawings = []
     for dataset in found.datasets:
         own = [entry for entry in found.curves if entry["dataset"] == dataset["name"]]
-        for drawing in figures.curves(own, found.metric, strokes):
+        for drawing in figures.curves(own, found.metric):
             where = f", {dataset['name']}" if len(found.datasets) > 1 else ""
             drawings.append(Drawing(drawing.name + where, drawing.figure))
     return drawings

@@ -35,7 +35,7 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     heads, case_rows = tables.case_table(scored)
     dice_figure = _dice_figure(rows, scored, strokes)
     curves = _curves(runs, strokes)
-    over_settings = _over_settings(runs, strokes)
+    over_settings = _over_settings(runs)
     classes = class_page.run_section(runs, strokes)
     text = page.render(
         "report.html.j2",
@@ -157,7 +157,7 @@ def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) ->
     return figures.intervals(drawn, "Dice")
 
 
-def _over_settings(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
+def _over_settings(runs: list[Run]) -> list[dict[str, Any]]:
     """Mean Dice over the numbers that runs differ in, of those that were scored on the same cases."""
     members = next(iter(tables.same_cases(runs)), [])
     if not members:
@@ -167,7 +167,7 @@ def _over_settings(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
     entries = points(settings, dice.to_numpy(), tables.subjects_of(members[0], dice.index))
     return [
         {"heading": f"Mean Dice over {drawing.name.partition(' over ')[2]}", "drawing": drawing}
-        for drawing in curves(entries, "dice", strokes)
+        for drawing in curves(entries, "dice")
     ]
 
 
