@@ -7,7 +7,7 @@ import pandas as pd
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
 from prevox.evaluation.comparison_tables import LABELS, OF_CLASSES, account, grids, interval, metric_label, number
-from prevox.reporting import class_page, page, tables, volumes
+from prevox.reporting import class_page, page, tables, volumes, wording
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
@@ -151,7 +151,7 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
         "name": name,
         "stroke": stroke,
         "what": _what(run) if run else "",
-        "labels": tables.labelled(run) if run else None,
+        "labels": wording.labelled(run) if run else None,
         "folders": found.runs[name],
         "scores": [
             {"dataset": entry["dataset"], "mean": number(entry["mean"], decimals),
@@ -170,7 +170,7 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
 
 def _what(run: Run) -> str:
     seeds = _seeds(run)
-    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else tables.describe(run)
+    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else wording.describe(run)
 
 
 def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, Any]]:
@@ -279,7 +279,7 @@ def _volumes(compared: Compared) -> tuple[dict[str, Any] | None, list[str]]:
         )
         for case, reason in choose(means, found.metric).items()
     ]
-    names = {value: text for _, run in runs for value, text in tables.label_names(run).items()}
+    names = {value: text for _, run in runs for value, text in wording.label_names(run).items()}
     packed, problems = volumes.pack(cases, names)
     return (packed if packed["cases"] else None), problems
 
