@@ -24,8 +24,8 @@ $(VENV)/.bench: $(VENV)/.test
 demo: $(VENV)/.core
 	$(BIN)/prevox demo --out demo
 
-# Two processes with one thread each take about half the time of one with two. Files stay whole, as their fixtures are
-# costly; the slow ones come first. WORKERS=0 is one process.
+# Two processes with one thread each, since a second thread speeds up few tests. Files stay whole, as their fixtures are
+# costly, and in order, as the slow end-to-end ones then do not come last. WORKERS=0 is one process.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
