@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: demo test browser lint bench clean
 
@@ -23,8 +24,10 @@ $(VENV)/.bench: $(VENV)/.test
 demo: $(VENV)/.core
 	$(BIN)/prevox demo --out demo
 
+# Two processes with one thread each, since a second thread speeds up few tests. Files stay whole, as their fixtures are
+# costly, and in order, as the slow end-to-end ones then do not come last. WORKERS=0 is one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # for the tests of the report in a browser, which are skipped where there is none
 browser:

@@ -3,6 +3,7 @@
     python benchmarks/glmae_step.py                        # CPU, float32: ViT-T with patches of 16 and 8, ViT-B
     python benchmarks/glmae_step.py --case T 96 64 8       # size, sides of global and local views, patch
     python benchmarks/glmae_step.py --case B 160 96 16 --batch 4 --device cuda    # bfloat16 autocast on a GPU
+    python benchmarks/glmae_step.py --kept                 # what forward passes keep for backward ones, and no times
 
 All ways share the weights, views and masks, teacher and centre. A step is forward and backward, from views on the
 device to gradients, with all four terms; 60 % of the patches are masked.
@@ -28,7 +29,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from harness import compared, giga_operations, gradients, interleaved, matrix_rate, median, show, synchronised
@@ -40,6 +41,7 @@ from prevox.methods.glmae.method import KINDS, GlobalLocalAutoencoder, build
 from prevox.models.positions import interpolate
 from prevox.models.transformer import EPS, checkpoint_activations
 from prevox.task import Batch, StepContext, Views
+from saved import count_saved
 
 Step = Callable[[], Tensor]
 SEED = 0  # of the masks
@@ -67,17 +69,26 @@ def make_views(method: GlobalLocalAutoencoder, images: int, device: str) -> dict
     return {kind: torch.randn(images * g.count, 1, *g.size, generator=rng).to(device) for kind, g in groups}
 
 
-def our_step(method: GlobalLocalAutoencoder, views: dict[str, Tensor], images: int, autocast: Any) -> Step:
+def our_loss(method: GlobalLocalAutoencoder, views: dict[str, Tensor], images: int) -> Step:
     groups = {
         kind: Views(x, torch.ones_like(x, dtype=torch.bool), None, torch.zeros(len(x), 2, 3).long(), padded=False)
         for kind, x in views.items()
     }
     batch = Batch(groups, ["image"] * images, torch.arange(images))
+    return lambda: method(batch, StepContext(torch.Generator().manual_seed(SEED))).loss
+
+
+def our_step(method: GlobalLocalAutoencoder, views: dict[str, Tensor], images: int, autocast: Any) -> Step:
+    return whole_step(method, our_loss(method, views, images), autocast)
+
+
+def whole_step(network: nn.Module, loss_of: Step, autocast: Any) -> Step:
+    """Forward and backward."""
 
     def step() -> Tensor:
-        method.zero_grad()
+        network.zero_grad()
         with autocast():
-            loss = method(batch, StepContext(torch.Generator().manual_seed(SEED))).loss
+            loss = loss_of()
         loss.backward()
         return synchronised(loss)
 
@@ -243,14 +254,7 @@ def rows_apart(x_ND: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def peer_step(peer: Peer, autocast: Any) -> Step:
-    def step() -> Tensor:
-        peer.method.zero_grad()
-        with autocast():
-            loss = peer.loss()
-        loss.backward()
-        return synchronised(loss)
-
-    return step
+    return whole_step(peer.method, peer.loss, autocast)
 
 
 def largest_deviation(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -273,12 +277,11 @@ def compare(args: argparse.Namespace, size: str, sides: tuple[int, int], patch: 
     rates.append(matrix_rate())
     operations = {way: giga_operations(step) for way, step in steps.items()}
     grads = {way: gradients(recomputing if way == CHECKPOINTED else method, step) for way, step in steps.items()}
-    what = f"GL-MAE step, ViT-{size}, {'2 × {}³ and 8 × {}³'.format(*sides)}, patch {patch}, batch {args.batch}"
     pairs = [("ours", ONE_BY_ONE), ("ours", BATCHED), (CHECKPOINTED, "ours"), (PACKED, BATCHED)]
     for mine, peer in pairs:
         loss, peer_loss = (float(found[way][0].result) for way in (mine, peer))
         row = compared(
-            f"{what}, {args.device}: {mine} against {peer}",
+            f"{described(args, size, sides, patch)}, {args.device}: {mine} against {peer}",
             found[mine],
             found[peer],
             max(abs(loss - peer_loss) / peer_loss, largest_deviation(grads[mine], grads[peer])),
@@ -292,6 +295,25 @@ def compare(args: argparse.Namespace, size: str, sides: tuple[int, int], patch: 
         show({**row, "peak_ratio": round(row["ours_peak_mb"] / max(row["peer_peak_mb"], math.ulp(1)), 3)})
 
 
+def keep(args: argparse.Namespace, size: str, sides: tuple[int, int], patch: int) -> None:
+    """Count what each way keeps for its backward pass, weights apart: the same on every machine, and print it."""
+    method = ours(size, sides, patch)
+    views = make_views(method, args.batch, "cpu")
+    recomputing = ours(size, sides, patch, checkpointed=True)
+    losses = {"ours": our_loss(method, views, args.batch), CHECKPOINTED: our_loss(recomputing, views, args.batch)}
+    losses |= {way: Peer(method, views, args.batch, way).loss for way in (ONE_BY_ONE, BATCHED, PACKED)}
+    kept = {}
+    for way, loss in losses.items():
+        with count_saved(without=[*method.parameters(), *recomputing.parameters()]) as saved:
+            loss()
+        kept[f"{way}_mb"] = round(saved.bytes / 2**20)
+    show({"name": f"kept for the backward pass: {described(args, size, sides, patch)}", **kept})
+
+
+def described(args: argparse.Namespace, size: str, sides: tuple[int, int], patch: int) -> str:
+    return f"GL-MAE step, ViT-{size}, {'2 × {}³ and 8 × {}³'.format(*sides)}, patch {patch}, batch {args.batch}"
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     metavar = ("SIZE", "GLOBAL", "LOCAL", "PATCH")
@@ -299,9 +321,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--kept", action="store_true", help="count what forward passes keep; no times")
     args = parser.parse_args(words)
     for size, wide, narrow, patch in args.case or CASES:
-        compare(args, size, (int(wide), int(narrow)), int(patch))
+        (keep if args.kept else compare)(args, size, (int(wide), int(narrow)), int(patch))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.saved import count_saved
 from safetensors.torch import load, save
-from tests.saved import count_saved
 from torch import Tensor
 
 from prevox.config.data import NormaliseConfig, ViewsConfig

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -85,3 +87,11 @@ def test_the_python_function_gives_the_files(chain: Chain, perfect: Path, tmp_pa
     assert [(e["run"], e["other"]) for e in result.comparison.differences if e["class"] == "mean"] == [
         ("perfect", "seg")
     ]
+
+
+def test_a_reader_of_the_first_lines_costs_no_file(chain: Chain, perfect: Path, tmp_path: Path) -> None:
+    words = ["compare", "--runs", chain.seg, perfect, "--out", tmp_path / "out"]
+    shell = ["bash", "-c", 'set -o pipefail; "$@" | head -n 1', "bash", sys.executable, "-u", "-m", "prevox"]
+    done = subprocess.run([*shell, *map(str, words)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (141, "", 1)
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from prevox.errors import DISK_FULL, PrevoxError
 from prevox.signals import stop_signals
+from prevox.streams import readers_may_leave
 
 
 class Verb(NamedTuple):
@@ -147,9 +148,15 @@ def settings_from(verb: str, args: list[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the command `prevox`.
 
-    Exits with 0, 1 (finished, but some cases failed), 2 (could not run) or 3 (a training that is no longer finite).
+    Exits with 0, 1 (finished, but some cases failed), 2 (could not run) or 3 (a training that is no longer finite);
+    with 141 instead of 0 where the reader of what it prints has left before the end.
     """
-    args = sys.argv[1:] if argv is None else argv
+    with readers_may_leave():
+        dispatch(sys.argv[1:] if argv is None else argv)
+
+
+def dispatch(args: list[str]) -> None:
+    """Do what the words of the command line say, and exit."""
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         sys.exit(0 if args else 2)

@@ -4,6 +4,7 @@ For reading only. `prepare` writes to folders, where a rename makes an image vis
 to object storage as it is.
 """
 
+import os
 import re
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +12,25 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
+from prevox.console import console
 from prevox.errors import DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "8s"}  # half a minute; tensorstore's own is many
-CONTEXT = {f"{kind}_request_retries": _RETRIES for kind in ("http", "s3", "gcs")}  # of tensorstore
+
+
+def _context(retries: int) -> dict[str, object]:
+    """A tensorstore context whose requests are repeated so often, after 0.5, 1, 2, 4, 8, 8 ... seconds."""
+    policy = {"max_retries": retries, "initial_delay": "500ms", "max_delay": "8s"}
+    return {f"{kind}_request_retries": policy for kind in ("http", "s3", "gcs")}
+
+
+CONTEXT = _context(6)  # half a minute; tensorstore's own is many. A training outlives a server that starts anew,
+GREETING = _context(2)  # but a wrong address is told at once
+PATIENCE = 1.0  # seconds without an answer before it is said who is waited for
+WAIT = 40.0  # seconds after which nobody is waited for any longer; three attempts to connect take 32
+# Of libcurl, which tensorstore configures by the environment, at its first request. Its own limits are five minutes for
+# a host that drops packets, and none for one that goes silent.
+_LIMITS = {"CONNECT_TIMEOUT_SECONDS": "10", "LOW_SPEED_TIME_SECONDS": "30", "LOW_SPEED_LIMIT_BYTES": "1"}
 
 
 class StoreFiles:
@@ -28,7 +43,7 @@ class StoreFiles:
         place: The folder, or the URL without a slash at its end.
 
     Raises:
-        DataError: If a URL is of a kind that tensorstore does not read.
+        DataError: If a URL is of a kind that tensorstore does not read, or does not answer.
     """
 
     def __init__(self, place: Path | str) -> None:
@@ -36,10 +51,31 @@ class StoreFiles:
         self._remote: ts.KvStore | None = None
         if isinstance(place, str) and _URL.match(place):
             self.place = place.rstrip("/")
+            for name, limit in _LIMITS.items():
+                os.environ.setdefault(f"TENSORSTORE_CURL_{name}", limit)
             try:
+                self._greet(self.place)
                 self._remote = ts.KvStore.open(f"{self.place}/", context=ts.Context(CONTEXT)).result()
             except ValueError as error:
                 raise self._unreachable(error) from None
+
+    @staticmethod
+    def _greet(url: str) -> None:
+        """See whether anybody answers, whatever the answer; say so where that takes its time.
+
+        Raises:
+            ValueError: If nobody does (as tensorstore raises).
+        """
+        there = ts.KvStore.open(f"{url}/", context=ts.Context(GREETING)).result()
+        answer = there.read("store.json", byte_range=slice(0, 1))
+        try:
+            answer.result(timeout=PATIENCE)
+        except TimeoutError:
+            console.print(f"waiting for an answer of {url}, {WAIT:.0f} s at most", markup=False, soft_wrap=True)
+        try:
+            answer.result(timeout=WAIT - PATIENCE)
+        except TimeoutError:
+            raise ValueError(f"none within {WAIT:.0f} s") from None
 
     @property
     def folder(self) -> Path | None:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.evaluation.arms import PROBABILITIES, UNNAMED, Arm, common_cases, left_out, read_summary
+from prevox.evaluation.alignment import UNNAMED, common_cases, left_out
+from prevox.evaluation.arms import PROBABILITIES, Arm, read_summary
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.named import named_folders
 from prevox.evaluation.probability_tables import Classified

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prevox.evaluation.arms import UNNAMED, Arm
+from prevox.evaluation.alignment import UNNAMED
+from prevox.evaluation.arms import Arm
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.classified import TWO_SIDED, known, measured, members_of, resampled_values, undefined, varied
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison, rank_entries, verdict

@@ -11,7 +11,8 @@ import numpy as np
 from prevox.config.runs import CompareConfig, ReportConfig
 from prevox.console import console, warn
 from prevox.errors import ConfigError
-from prevox.evaluation.arms import Arm, align, case_table, read_arms
+from prevox.evaluation.alignment import align, case_table
+from prevox.evaluation.arms import Arm, read_arms
 from prevox.evaluation.class_arms import align_classes, are_classifications, class_table, read_class_arms
 from prevox.evaluation.class_comparison import compute_classes
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison, compute, tidy

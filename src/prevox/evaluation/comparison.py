@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prevox.errors import DataError
-from prevox.evaluation.arms import Alignment, Arm, Dataset
+from prevox.evaluation.alignment import Alignment, Dataset
+from prevox.evaluation.arms import Arm
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison_tables import LABELS, interval, p_value
 from prevox.evaluation.curves import curves

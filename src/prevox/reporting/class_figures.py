@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prevox.evaluation.classification import BINS
-from prevox.reporting.drawing import INK, Drawing, Stroke, axes_in, new_axes, plain
+from prevox.reporting.drawing import INK, Drawing, Stroke, axes_in, name_below, new_axes, plain
 
 MOST = 16  # classes with a panel; those with the most positives
 COLUMNS = 4
@@ -81,7 +81,7 @@ def reliability(probabilities: pd.DataFrame, strokes: Mapping[str, Stroke]) -> D
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("mean probability")
     axes.set_ylabel("share of positives", color=INK, fontsize=8.5)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    name_below(figure, axes)
     return Drawing("reliability", figure)
 
 

@@ -8,12 +8,13 @@ import pandas as pd
 
 from prevox.evaluation.comparison_tables import LABELS
 from prevox.evaluation.paired import subject_means
-from prevox.reporting.drawing import INK, Drawing, Stroke, new_axes, plain
+from prevox.reporting.drawing import INK, MARKERS, Drawing, Stroke, name_below, new_axes, plain, run_stroke
 
 Strokes = Mapping[str, Stroke]  # by the name of the run
 MAX_DOTS = 250  # of a strip; the quantiles of more would look the same
 MAX_TICKS = 8  # that can be read side by side
 FAR = 4  # times the smallest number, from where an axis is logarithmic
+FEW = 3  # bands that can lie on each other without turning grey
 WIDTH = 4.6  # inches
 
 
@@ -110,36 +111,46 @@ def ranks(entries: Sequence[Mapping[str, Any]], strokes: Strokes, where: str) ->
     return Drawing(f"ranks {where}", figure)
 
 
-def curves(entries: Sequence[Mapping[str, Any]], metric: str, strokes: Strokes) -> list[Drawing]:
+def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> list[Drawing]:
     """Means over each setting that runs differ in, one line with its band for each arm; a level is drawn dashed.
+
+    A line joins several runs, so it has a colour of its own, by its place among the lines, and not that of a run.
 
     Args:
         entries: Points of one dataset, as in `Comparison.curves`.
         metric: Column.
-        strokes: Of the runs; a line takes that of its first run.
     """
     return [
-        _curve([entry for entry in entries if entry["over"] == over], over, metric, strokes)
+        _curve([entry for entry in entries if entry["over"] == over], over, metric)
         for over in dict.fromkeys(entry["over"] for entry in entries)
     ]
 
 
-def _curve(entries: Sequence[Mapping[str, Any]], over: str, metric: str, strokes: Strokes) -> Drawing:
+def _curve(entries: Sequence[Mapping[str, Any]], over: str, metric: str) -> Drawing:
     figure, axes = new_axes((WIDTH, 2.8))
     numbers = sorted({float(entry["x"]) for entry in entries if not _is_level(entry)})
-    for line in dict.fromkeys(entry["line"] for entry in entries):
+    lines = list(dict.fromkeys(entry["line"] for entry in entries))
+    for place, line in enumerate(lines):
         own = [entry for entry in entries if entry["line"] == line]
-        colour, level = strokes[own[0]["runs"][0]].colour, _is_level(own[0])
+        stroke, level = run_stroke(place), _is_level(own[0])
+        colour = stroke.colour
         x = [numbers[0], numbers[-1]] if level else [float(entry["x"]) for entry in own]
         mean, low, high = (
             np.array([float(entry[key]) for entry in own] * (2 if level else 1)) for key in ("mean", "low", "high")
         )
-        axes.fill_between(x, low, high, color=colour, alpha=0.09, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.09 if len(lines) <= FEW else 0.05, linewidth=0)
         for edge in (low, high):
             axes.plot(x, edge, color=colour, linewidth=0.6, alpha=0.5)
-        style = "dashed" if level else strokes[own[0]["runs"][0]].line
-        marker = None if level else "o"
-        axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=4, label=plain(line))
+        axes.plot(
+            x,
+            mean,
+            color=colour,
+            linestyle="dashed" if level else stroke.line,
+            linewidth=1.6,
+            marker=None if level else MARKERS[place % len(MARKERS)],
+            markersize=4.5,
+            label=plain(line),
+        )
     far = numbers[0] > 0 and numbers[-1] >= FAR * numbers[0]
     if far:
         axes.set_xscale("log")
@@ -148,7 +159,7 @@ def _curve(entries: Sequence[Mapping[str, Any]], over: str, metric: str, strokes
         axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
     axes.set_xlabel(over + (" (logarithmic)" if far else ""))
     axes.set_ylabel(metric_name(metric), color=INK, fontsize=8.5)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    name_below(figure, axes)
     return Drawing(f"curve {metric} over {over}", figure)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from prevox.evaluation.cases import MEAN
 from prevox.evaluation.comparison import HIGHER_IS_BETTER, Comparison
 from prevox.evaluation.comparison_tables import LABELS, OF_CLASSES, account, grids, interval, metric_label, number
-from prevox.reporting import class_page, page, tables, volumes
+from prevox.reporting import class_page, page, tables, volumes, wording
 from prevox.reporting import comparison_figures as figures
 from prevox.reporting.comparison_folder import Compared
 from prevox.reporting.drawing import Drawing, Stroke, run_stroke
@@ -151,7 +151,7 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
         "name": name,
         "stroke": stroke,
         "what": _what(run) if run else "",
-        "labels": tables.labelled(run) if run else None,
+        "labels": wording.labelled(run) if run else None,
         "folders": found.runs[name],
         "scores": [
             {"dataset": entry["dataset"], "mean": number(entry["mean"], decimals),
@@ -170,7 +170,7 @@ def _overview(compared: Compared, name: str, stroke: Stroke) -> dict[str, Any]:
 
 def _what(run: Run) -> str:
     seeds = _seeds(run)
-    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else tables.describe(run)
+    return f"mean over the seeds {' and '.join(seeds)}" if len(seeds) > 1 else wording.describe(run)
 
 
 def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, Any]]:
@@ -191,8 +191,8 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
          figures.ranks([e for e in found.ranks if e["dataset"] is None], strokes, "all") if tested else None),
         *((f"{label} over {drawing.name.partition(' over ')[2]}",
            "Means with 95 % bootstrap bands over subjects. Runs of a line differ in this number alone; runs at one "
-           "point are averaged case by case.",
-           drawing) for drawing in _curves(found, strokes)),
+           "point are averaged case by case. The colour of a line is its own, not that of a run above.",
+           drawing) for drawing in _curves(found)),
         *((figures.metric_name(metric) + " of every case",
            "A dot is a case, its mean over classes. Box: quartiles and median; diamond: mean; whiskers: up to 1.5 box "
            "widths.",
@@ -202,12 +202,12 @@ def _figures(compared: Compared, strokes: dict[str, Stroke]) -> list[dict[str, A
     return [{"heading": heading, "note": note, "drawing": drawing} for heading, note, drawing in drawn]
 
 
-def _curves(found: Comparison, strokes: dict[str, Stroke]) -> list[Drawing]:
+def _curves(found: Comparison) -> list[Drawing]:
     """Curves of each dataset; named by it where there are several."""
     drawings = []
     for dataset in found.datasets:
         own = [entry for entry in found.curves if entry["dataset"] == dataset["name"]]
-        for drawing in figures.curves(own, found.metric, strokes):
+        for drawing in figures.curves(own, found.metric):
             where = f", {dataset['name']}" if len(found.datasets) > 1 else ""
             drawings.append(Drawing(drawing.name + where, drawing.figure))
     return drawings
@@ -279,7 +279,7 @@ def _volumes(compared: Compared) -> tuple[dict[str, Any] | None, list[str]]:
         )
         for case, reason in choose(means, found.metric).items()
     ]
-    names = {value: text for _, run in runs for value, text in tables.label_names(run).items()}
+    names = {value: text for _, run in runs for value, text in wording.label_names(run).items()}
     packed, problems = volumes.pack(cases, names)
     return (packed if packed["cases"] else None), problems
 

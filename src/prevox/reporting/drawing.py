@@ -11,9 +11,13 @@ from markupsafe import Markup, escape
 
 from prevox.output import replacing
 
-# Hues that keep at least 3:1 against white and against the dark page, and differ in lightness as well.
-RUN_COLOURS = ("#2f7dd1", "#d9622b", "#2a9d6f", "#b0609f", "#a8862b", "#6d7f92")
-LINES = ("solid", "dashed", "dotted")  # words that matplotlib and style sheets share; the next with every six runs
+# They keep at least 3:1 against the light and the dark page and stay apart for the colour-blind; a test computes both.
+RUN_COLOURS = (
+    *("#2f7dd1", "#d9622b", "#569da5", "#bb3d61", "#4e7187"),
+    *("#9b7efd", "#18724f", "#a54715", "#7155ad", "#9b8b73"),
+)
+LINES = ("solid", "dashed", "dotted")  # words that matplotlib and style sheets share; the next with every ten runs
+MARKERS = "osD^vP*X<>"  # of lines that are hard to tell apart by colour alone
 LABEL_COLOURS = ("#ffb000", "#3fb6ff", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f4a", "#4de0d0", "#e8e25a")
 INK = "#010203"  # stands for the page's text colour until the SVG is in the page
 
@@ -77,7 +81,7 @@ class Drawing:
 
 
 def run_stroke(number: int) -> Stroke:
-    """Stroke of a run by its place in the report: six colours, then the same with another line."""
+    """Stroke of a run by its place in the report: ten colours, then the same with another line."""
     turn, colour = divmod(number, len(RUN_COLOURS))
     return Stroke(RUN_COLOURS[colour], LINES[turn % len(LINES)])
 
@@ -107,6 +111,18 @@ def axes_in(size: tuple[float, float], rows: int, columns: int) -> tuple[Any, li
     for axes in panels:
         _style(axes)
     return figure, panels
+
+
+def name_below(figure: Any, axes: Any) -> None:
+    """Name what is labelled in the axes below them, where no name lies on a line; the figure grows by as much."""
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    letters = int(15 * figure.get_figwidth())  # side by side; what stands before a name takes the room of seven
+    columns = max(1, min(3, len(names), letters // (max(map(len, names)) + 7)))
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * rows + 0.1)
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK)
 
 
 def _style(axes: Any) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from prevox.evaluation.curves import curves as points
 from prevox.evaluation.run_settings import settings_of
-from prevox.reporting import class_page, figures, page, tables, volumes
+from prevox.reporting import class_page, figures, page, tables, volumes, wording
 from prevox.reporting.comparison_figures import curves
 from prevox.reporting.drawing import Drawing, Stroke, label_colour, run_stroke
 from prevox.reporting.folders import Run
@@ -35,15 +35,15 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
     heads, case_rows = tables.case_table(scored)
     dice_figure = _dice_figure(rows, scored, strokes)
     curves = _curves(runs, strokes)
-    over_settings = _over_settings(runs, strokes)
+    over_settings = _over_settings(runs)
     classes = class_page.run_section(runs, strokes)
     text = page.render(
         "report.html.j2",
-        {"duration": tables.duration},
+        {"duration": wording.duration},
         title=title,
         volumes=_volumes(runs),
         runs=[_overview(run, strokes[run.name]) for run in runs],
-        headline=[*class_page.run_sentences(runs), *tables.headline(runs)],
+        headline=[*class_page.run_sentences(runs), *wording.headline(runs)],
         classes=classes,
         scored=[
             {**_head(run, strokes), "count": f"{run.scores['subject'].nunique()} / {run.scores['case'].nunique()}"}
@@ -53,7 +53,7 @@ def render(runs: list[Run], title: str) -> tuple[str, list[Drawing]]:
         dice_figure=dice_figure,
         over_settings=over_settings,
         differences=[_differences(first, others, strokes) for first, others in tables.comparisons(runs)],
-        cautions=[sentence for run in scored for sentence in tables.cautions(run)],
+        cautions=[sentence for run in scored for sentence in wording.cautions(run)],
         case_heads=heads,
         case_rows=case_rows,
         mean_name=tables.MEAN,
@@ -82,7 +82,7 @@ def _volumes(runs: list[Run]) -> dict[str, Any] | None:
         files = {run.name: run.files[case] for run in having}
         own = {run.name: f"Dice {scores[run.name][case]:.3f}" for run in having if case in scores[run.name]}
         cases.append(volumes.Case(case, ", ".join(reasons), files, own))
-    names = {value: name for run in reversed(runs) for value, name in tables.label_names(run).items()}
+    names = {value: name for run in reversed(runs) for value, name in wording.label_names(run).items()}
     packed, _ = volumes.pack(cases, names)  # what cannot be read is told in the section of its run
     return packed if packed["cases"] else None
 
@@ -94,7 +94,7 @@ def _overview(run: Run, stroke: Stroke) -> dict[str, Any]:
         "name": run.name,
         "stroke": stroke,
         "verb": run.verb,
-        "what": tables.describe(run),
+        "what": wording.describe(run),
         "store": Path(str(run.config.get("store", "–"))).name,
         "images": run.summary.get("images", len(run.split.get("train", []))),
         "subjects": run.summary.get("subjects"),
@@ -157,7 +157,7 @@ def _dice_figure(rows: list[tables.Row], scored: list[Run], strokes: Strokes) ->
     return figures.intervals(drawn, "Dice")
 
 
-def _over_settings(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
+def _over_settings(runs: list[Run]) -> list[dict[str, Any]]:
     """Mean Dice over the numbers that runs differ in, of those that were scored on the same cases."""
     members = next(iter(tables.same_cases(runs)), [])
     if not members:
@@ -167,7 +167,7 @@ def _over_settings(runs: list[Run], strokes: Strokes) -> list[dict[str, Any]]:
     entries = points(settings, dice.to_numpy(), tables.subjects_of(members[0], dice.index))
     return [
         {"heading": f"Mean Dice over {drawing.name.partition(' over ')[2]}", "drawing": drawing}
-        for drawing in curves(entries, "dice", strokes)
+        for drawing in curves(entries, "dice")
     ]
 
 
@@ -230,7 +230,7 @@ def _changed(runs: list[Run]) -> list[dict[str, Any]]:
 def _section(run: Run, stroke: Stroke) -> dict[str, Any]:
     """Everything about one run: pictures, transfer, overlays, settings, environment."""
     shown, problems = overlays(run, tables.mean_dice(run))
-    names = tables.label_names(run)
+    names = wording.label_names(run)
     return {
         "name": run.name,
         "stroke": stroke,

@@ -4,9 +4,7 @@ Everything random in step s is a function of the run's seed and s, so nothing of
 resumed run repeats what an uninterrupted one would have done.
 """
 
-import atexit
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,6 @@ from torch import Tensor
 
 from prevox.config.data import NormaliseConfig
 from prevox.config.train import OptimConfig, ScheduleConfig, TrainConfig
-from prevox.console import console
 from prevox.data.dataset import RawBatch, ViewLoader, to_device
 from prevox.data.sampler import torch_seed
 from prevox.data.store import Store
@@ -26,7 +23,7 @@ from prevox.errors import ConfigError, NotFiniteError, RunError
 from prevox.signals import stop_signals
 from prevox.task import Batch, PretrainMethod, StepContext, StepOutput, Task
 from prevox.train.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
-from prevox.train.cluster import enter_cluster
+from prevox.train.devices import accelerator_of, collectives
 from prevox.train.memory import peak_mb, reset_peak
 from prevox.train.optim import build_optimiser, set_lr
 from prevox.train.probe import Probe
@@ -89,7 +86,7 @@ class Engine:
 
     def __init__(self, job: Job) -> None:
         self.job, self.settings = job, job.train
-        self.accelerator = _accelerator(job.train)
+        self.accelerator = accelerator_of(job.train)
         self.world: int = self.accelerator.num_processes
         self.main: bool = self.accelerator.is_main_process
         self.loader = ViewLoader(
@@ -235,7 +232,7 @@ class Engine:
         torch.manual_seed(torch_seed(self.settings.seed, "layers", raw.number))  # dropout and drop path
         job, device = self.job, self.accelerator.device
         batch = to_device(raw, job.store, job.task.views, job.normalise, device, rng)
-        gather, reduce = _collectives(self.accelerator)
+        gather, reduce = collectives(self.accelerator)
         return batch, StepContext(rng, progress, draw, gather, reduce)
 
     def on_any(self, here: bool) -> bool:
@@ -335,40 +332,3 @@ class Engine:
                 f"{folders[-1]}: optimiser.pt or progress.json is not this run's ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}). Delete this folder; --resume then takes the checkpoint before it."
             ) from error
-
-
-def _accelerator(settings: TrainConfig) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    cpu = settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available())
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: 'cuda' was asked for and torch sees no GPU. Use --train.device auto.")
-    if cpu and settings.precision == "fp16":
-        raise ConfigError("train.precision: fp16 needs a GPU. On a CPU use --train.precision fp32 or bf16.")
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; cuBLAS demands it
-    torch.use_deterministic_algorithms(settings.deterministic)
-    enter_cluster()
-    # accelerate keeps its precision for the life of the process; two runs in one process may differ
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    made = Accelerator(cpu=cpu, mixed_precision="no" if settings.precision == "fp32" else settings.precision)
-    if made.num_processes > 1:
-        atexit.unregister(_leave_group)
-        atexit.register(_leave_group)
-    console.quiet = not made.is_main_process
-    return made
-
-
-def _leave_group() -> None:
-    """Close the process group before Python ends: its threads, left running, now and then abort a finished process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _collectives(accelerator: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    if accelerator.num_processes == 1:
-        return (lambda x: x), (lambda x: x)
-    from torch.distributed.nn.functional import all_gather
-
-    return (lambda x: torch.cat(all_gather(x))), (lambda x: accelerator.reduce(x.detach(), "mean"))

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -133,7 +134,7 @@ def test_training_from_a_url_is_training_from_the_folder(folder: Path, url: str,
 def test_what_is_missing_there_is_named(
     folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(store_files.CONTEXT, "http_request_retries", {"max_retries": 1, "initial_delay": "1ms"})
+    monkeypatch.setitem(store_files.GREETING, "http_request_retries", {"max_retries": 1, "initial_delay": "1ms"})
     with pytest.raises(DataError, match=r"nothing: found a folder without store\.json"):
         Store(f"{url}/nothing")
     with pytest.raises(DataError, match="no answer"):
@@ -142,9 +143,41 @@ def test_what_is_missing_there_is_named(
         port = server.server_port
     with pytest.raises(DataError, match=rf"{port}/store: found no answer .* Check address and credentials"):
         Store(f"http://127.0.0.1:{port}/store")
+    monkeypatch.setitem(store_files.CONTEXT, "http_request_retries", {"max_retries": 1, "initial_delay": "1ms"})
     (folder / "volumes/images/c.zarr/0/c/0/0/0/0").rename(tmp_path / "kept")
     try:
         with pytest.raises(DataError, match=r"c\.zarr: found voxels that cannot be read .*voxels is missing"):
             Store(f"{url}/volumes").read("c", 0, ((0, 8),) * 3)
     finally:
         (tmp_path / "kept").rename(folder / "volumes/images/c.zarr/0/c/0/0/0/0")
+
+
+def test_a_host_that_refuses_is_waited_for_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/store"
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main(["pretrain", "--store", url, "--out", "none", "--train.steps", "1"])
+    said = capsys.readouterr()
+    assert said.out == f"waiting for an answer of {url}, 40 s at most\n"
+    assert re.search(rf"{url}: found no answer \(.*All 2 retry attempts failed: .*not connect", said.err)
+
+
+def test_a_host_that_goes_silent_is_not_waited_for_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_files, "PATIENCE", 0.1)
+    monkeypatch.setattr(store_files, "WAIT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never says a word
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/store"
+        with pytest.raises(DataError, match=rf"{url}: found no answer \(none within 1 s\)"):
+            Store(url)
+    assert capsys.readouterr().out == f"waiting for an answer of {url}, 1 s at most\n"
+
+
+def test_a_host_that_answers_is_not_talked_about(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_files, "PATIENCE", 30.0)  # however busy this machine is
+    Store(f"{url}/volumes")
+    assert capsys.readouterr().out == ""

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.evaluation.made import evaluation
 
 from prevox.errors import ConfigError, DataError, RunError
-from prevox.evaluation.arms import align, read_arms
+from prevox.evaluation.alignment import align
+from prevox.evaluation.arms import read_arms
 from prevox.evaluation.named import short_names
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,8 @@ from tests.unit.evaluation.made import evaluation
 
 from prevox.config.runs import CompareConfig
 from prevox.errors import ConfigError, DataError
-from prevox.evaluation.arms import align, read_arms
+from prevox.evaluation.alignment import align
+from prevox.evaluation.arms import read_arms
 from prevox.evaluation.compare import compare
 from prevox.evaluation.comparison import compute, verdict
 

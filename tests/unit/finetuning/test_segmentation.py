@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
+from benchmarks.saved import count_saved
 from safetensors.torch import save_file
-from tests.saved import count_saved
 
 from prevox.config.runs import finetune_schema
 from prevox.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.saved import count_saved
+from benchmarks.saved import count_saved
 from torch import nn
 
 from prevox.config.models import ViTConfig

@@ -107,8 +107,7 @@ def test_a_curve_has_a_band_and_a_level_is_dashed():
         return where | {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
 
     entries = [point("mae", 100.0, "mae-100", 0.6), point("mae", 400.0, "mae-400", 0.8), point("new", None, "new", 0.5)]
-    strokes = {name: run_stroke(place) for place, name in enumerate(("mae-100", "mae-400", "new"))}
-    (drawing,) = figures.curves(entries, "dice", strokes)
+    (drawing,) = figures.curves(entries, "dice")
     (axes,) = drawing.figure.axes
     assert drawing.name == "curve dice over pre-training steps"
     assert axes.get_xlabel() == "pre-training steps (logarithmic)"
@@ -118,6 +117,25 @@ def test_a_curve_has_a_band_and_a_level_is_dashed():
     assert (list(new.get_xdata()), list(new.get_ydata()), new.get_linestyle()) == ([100, 400], [0.5, 0.5], "--")
     band = axes.collections[0].get_paths()[0].vertices
     assert {(100.0, 0.5), (100.0, 0.7), (400.0, 0.7), (400.0, 0.9)} <= {(x, round(y, 9)) for x, y in band}
+
+
+@pytest.mark.parametrize("arms", [2, 10])
+def test_lines_differ_in_colour_and_their_names_lie_on_none_of_them(arms):
+    where = {"over": "labelled subjects", "low": 0.1, "high": 0.9}
+    entries = [
+        where | {"line": f"arm {arm}", "x": x, "runs": [f"arm {arm} {seed} {x}" for seed in range(4)], "mean": 0.5}
+        for arm in range(arms) for x in (10.0, 20.0)
+    ]  # fmt: skip
+    (drawing,) = figures.curves(entries, "dice")
+    lines = [line for line in drawing.figure.axes[0].lines if line.get_linewidth() > 1]
+    assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == arms
+    assert {line.get_linestyle() for line in lines} == {"-"}
+    (names,) = drawing.figure.legends
+    assert [text.get_text() for text in names.get_texts()] == [f"arm {arm}" for arm in range(arms)]
+    drawing.figure.draw_without_rendering()
+    assert names.get_window_extent().y1 <= drawing.figure.axes[0].get_tightbbox().y0
+    assert drawing.figure.bbox.contains(*names.get_window_extent().min)
+    assert drawing.figure.bbox.contains(*names.get_window_extent().max)
 
 
 def test_differences_are_drawn_by_subject():

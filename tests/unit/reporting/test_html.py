@@ -1,8 +1,10 @@
+import itertools
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,18 +178,55 @@ def test_report_needs_no_torch():
 
 
 def test_no_two_of_many_runs_look_the_same():
-    strokes = [drawing.run_stroke(number) for number in range(18)]
-    assert len(set(strokes)) == 18
-    assert {stroke.line for stroke in strokes[:6]} == {"solid"}
+    strokes = [drawing.run_stroke(number) for number in range(30)]
+    assert len(set(strokes)) == 30
+    assert {stroke.line for stroke in strokes[:10]} == {"solid"}
     rows = pd.DataFrame({"step": range(5), "loss": np.arange(5.0) + 1})
-    plain, dashed = (figures.curve([(strokes[number], rows)], "loss").inline() for number in (0, 6))
+    plain, dashed = (figures.curve([(strokes[number], rows)], "loss").inline() for number in (0, 10))
     assert plain != dashed
     assert "stroke-dasharray" in dashed
 
 
-def test_seventh_run_is_marked_by_another_line(tmp_path, full_run):
+def linear(colour: str) -> np.ndarray:
+    """Linear-light RGB of "#rrggbb", by the formula of sRGB."""
+    encoded = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def test_colours_of_runs_can_be_read_on_both_pages_and_by_the_colour_blind():
+    """Contrast as WCAG defines it; distances in Oklab, as trichromats, protanopes and deuteranopes see the colours.
+
+    Matrices: Machado, Oliveira and Fernandes 2009 (severity 1); B. Ottosson 2020. One twentieth is a clear difference.
+    """
+    sheet = (Path(drawing.__file__).parent / "templates" / "report.css").read_text()
+    pages = set(re.findall(r"--page: (#[0-9a-f]{6})", sheet))
+    assert len(pages) == 2
+    brightness = np.array([0.2126, 0.7152, 0.0722])
+    for page in pages:
+        for colour in drawing.RUN_COLOURS:
+            dark, light = sorted((linear(page) @ brightness, linear(colour) @ brightness))
+            assert (light + 0.05) / (dark + 0.05) >= 3, (page, colour)
+    protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    cones = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    oklab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+    for sight in (np.eye(3), np.array(protan), np.array(deutan)):
+        seen = [np.clip(sight @ linear(colour), 0, 1) for colour in drawing.RUN_COLOURS]
+        places = [np.array(oklab) @ np.cbrt(np.array(cones) @ colour) for colour in seen]
+        assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(places, 2)) > 0.05
+
+
+def test_eleventh_run_is_marked_by_another_line(tmp_path, full_run):
     others = []
-    for number in range(6):
+    for number in range(10):
         (tmp_path / f"other{number}").mkdir()
         (tmp_path / f"other{number}" / "config.yaml").write_text("verb: finetune\n")
         others.append(tmp_path / f"other{number}")

@@ -7,7 +7,7 @@ import pytest
 from prevox.errors import RunError
 from prevox.evaluation.evaluate import summarise
 from prevox.evaluation.statistics import Interval
-from prevox.reporting import tables
+from prevox.reporting import tables, wording
 from prevox.reporting.folders import read_runs
 
 pytestmark = pytest.mark.unit
@@ -84,7 +84,7 @@ def test_cell(interval, signed, expected):
     ("seconds", "text"), [(None, "–"), (3.21, "3.2 s"), (59, "59 s"), (754.9, "12 min 34 s"), (7260, "2 h 1 min")]
 )
 def test_duration(seconds, text):
-    assert tables.duration(seconds) == text
+    assert wording.duration(seconds) == text
 
 
 def test_settings_that_differ_are_named_once_each(full_run, other_run):
@@ -121,7 +121,7 @@ def test_pretrained_arms_are_compared_with_their_own_scratch_arm(arm_paths):
     arms = read_runs(arm_paths)
     expected = [("scratch-all", ["pretrained-all"]), ("scratch-10", ["pretrained-10"])]
     assert named(tables.comparisons(arms)) == expected
-    said = " ".join(tables.headline(arms))
+    said = " ".join(wording.headline(arms))
     assert "pretrained-10 minus scratch-10, case by case: +0.050" in said
     assert "pretrained-all minus scratch-all, case by case: +0.050" in said
     assert said.count("minus") == 2
@@ -146,8 +146,8 @@ def test_no_difference_of_nsd_at_different_tolerances(full_run, other_run):
 
 def test_a_collapsed_teacher_is_warned_of_first(full_run):
     (run,) = read_runs((full_run,))
-    assert "collapsed" not in " ".join(tables.headline([run]))
+    assert "collapsed" not in " ".join(wording.headline([run]))
     rows = {"step": [5, 50, 60, 100], "progress": [0.05, 0.5, 0.6, 1.0], "collapse": [1.0, 0.0, 1.0, 0.0]}
     run = dataclasses.replace(run, metrics=pd.DataFrame(rows))
-    warning = tables.headline([run])[0]
+    warning = wording.headline([run])[0]
     assert warning.startswith(f"Warning: in 1 of 3 rows of the log, the last at step 60, {run.name} had collapsed")

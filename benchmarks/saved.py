@@ -1,6 +1,6 @@
 """How much a forward pass keeps for its backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,13 +16,14 @@ class Saved:
 
 
 @contextmanager
-def count_saved() -> Iterator[Saved]:
-    """Count what autograd saves meanwhile; parameters and inputs that are used are among it."""
-    saved, seen = Saved(), {}
+def count_saved(without: Iterable[Tensor] = ()) -> Iterator[Saved]:
+    """Count what autograd saves meanwhile; parameters and inputs are among it, but for those in `without`."""
+    saved, seen = Saved(), {tensor.untyped_storage().data_ptr(): tensor for tensor in without}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if seen.setdefault(storage.data_ptr(), tensor) is tensor:  # kept, so that its memory is given to no other
+        if storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = tensor  # kept, so that its memory is given to no other
             saved.bytes += storage.nbytes()
         return tensor
 
