@@ -9,6 +9,7 @@ No number in it is typed. Sections that are not named stay as they are.
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -236,21 +237,26 @@ def dry_run_section(lines: Path) -> str:
     )
 
 
+def _is_real(row: dict[str, Any]) -> bool:
+    return row["verb"] == "catalogue" and " scans of " in row["name"]
+
+
+def _at_rate(row: dict[str, Any], prepared: dict[str, Any]) -> list[str]:
+    """What a hundred thousand scans would take at the rate of these."""
+    assert prepared["name"] == row["name"].replace("catalogue", "prepare"), "both verbs of a folder in turn"
+    hours = [100_000 * found["seconds"] / found["images"] / 3600 for found in (row, prepared)]
+    size = 100_000 * prepared["store_mb"] / prepared["images"] / 1000
+    name = row["name"].partition(" scans of ")[2]
+    return [name, f"{row['input_mb'] / row['images']:.2g}", *(f"{h:.1f}" for h in hours), f"{size:.0f}"]
+
+
 def growth_section(lines: Path) -> str:
     """What `benchmarks/catalogue.py` printed: calls by their number of images, and the lines through them."""
     found = [json.loads(line) for line in lines.read_text().splitlines() if line.startswith("{")]
     calls = [row for row in found if row["verb"] != "fit"]
     fits = [row for row in found if row["verb"] == "fit"]
     keys = ("name", "seconds", "per_second", "again_s", "peak_mb", "again_mb", "worker_mb")
-    head = [
-        "what",
-        "first call (s)",
-        "images a second",
-        "second call (s)",
-        "peak (MB)",
-        "second call (MB)",
-        "worker (MB)",
-    ]
+    head = ["what", "first call (s)", "images a second", "second call (s)", "peak (MB)", "second call (MB)"]
     (far,) = {key for row in fits for key in row if key.startswith("at_")}
     names = ("name", "start", "per_1000", "farthest", far)
     return "\n".join(
@@ -264,6 +270,10 @@ def growth_section(lines: Path) -> str:
                 [[str(row[name]) for name in names] for row in fits],
             ),
             (NOTES / "growth.md").read_text(),
+            table(
+                ["100,000 scans like", "MB a scan", "catalogue (h)", "prepare (h)", "store (GB)"],
+                [_at_rate(row, prepared) for row, prepared in pairwise(calls) if _is_real(row)],
+            ),
             "<details><summary>Everything that was printed</summary>\n",
             "```json\n" + "\n".join(json.dumps(row, ensure_ascii=False) for row in found) + "\n```\n\n</details>\n",
         ]
