@@ -1,4 +1,4 @@
-"""Sequences by acquisition: DICOM headers and sidecars with values from the literature, and from the real files."""
+"""Sequences by acquisition: DICOM headers and sidecars with usual times, and those of real files."""
 
 import json
 from pathlib import Path
@@ -23,22 +23,23 @@ pytestmark = pytest.mark.unit
 ORIGINAL, DERIVED = ["ORIGINAL", "PRIMARY", "M", "ND"], ["DERIVED", "SECONDARY", "MPR"]
 # scanning sequence, echo, repetition and inversion time in ms, further tags, expected
 TABLE: list[tuple[list[str], float, float, float | None, dict[str, Any], str | None]] = [
-    # spin echo: textbook (IMAIOS e-MRI; Westbrook, MRI in Practice)
+    # spin echo: within the textbook's short and long times (IMAIOS e-MRI)
     (["SE"], 15, 500, None, {}, "T1"),
     (["SE"], 10, 650, None, {"ContrastBolusAgent": "GADAVIST 7 ml"}, "T1ce"),
     (["SE"], 10, 650, None, {"ContrastBolusAgent": "NONE"}, "T1"),
     (["SE"], 100, 4000, None, {}, "T2"),
     (["SE"], 20, 2500, None, {}, "PD"),
-    # ADNI: MPRAGE at 3 T (TR 2300, TE 2.98, TI 900)
+    # a usual MPRAGE at 3 T
     (["GR", "IR"], 2.98, 2300, 900, {}, "T1"),
     (["GR", "IR"], 2.98, 2300, 900, {"ContrastBolusAgent": "Dotarem"}, "T1ce"),
-    # UK Biobank: 3D FLAIR SPACE (TR 5000, TE 395, TI 1800), MPRAGE (TR 2000, TE 2.01, TI 880)
+    # UK Biobank, TI / TR = 1800 / 5000 ms (FLAIR SPACE) and 880 / 2000 ms (MPRAGE): Alfaro-Almagro et al. 2018, table 1;
+    # the echo times are usual ones
     (["SE", "IR"], 395, 5000, 1800, {}, "FLAIR"),
     (["GR", "IR"], 2.01, 2000, 880, {}, "T1"),
-    # 2D FLAIR at 1.5 T (TR 9000, TE 120, TI 2500); T1 FLAIR at 3 T (TR 2000, TE 20, TI 800)
+    # a usual 2D FLAIR at 1.5 T, a usual T1 FLAIR at 3 T
     (["SE", "IR"], 120, 9000, 2500, {}, "FLAIR"),
     (["SE", "IR"], 20, 2000, 800, {}, "T1_FLAIR"),
-    # Siemens 2D gradient echo for haemorrhage (TR 620, TE 20)
+    # a usual 2D gradient echo for haemorrhage
     (["GR"], 20, 620, None, {"MRAcquisitionType": "2D"}, "T2star"),
     # words alone, and words that times refine or contradict
     (["GR"], 5, 25, None, {"SeriesDescription": "TOF_3D_multi-slab"}, "MRA"),
