@@ -1,6 +1,6 @@
 """How `prevox catalogue` and `prevox prepare` grow with the number of images: time, memory, size of the files.
 
-    python benchmarks/catalogue.py                                   # generated files only, about five minutes
+    python benchmarks/catalogue.py                                   # generated files only, about eight minutes
     python benchmarks/catalogue.py --real sts_ct nnUNet_raw/Dataset101_STSPET   # and real scans, for their rate
 
 No other tool is measured here: this is what a hundred thousand images would take of ours. Each call is a process of its
@@ -10,8 +10,9 @@ worst case of near duplicates, for which every image is compared with every othe
 large.
 
 `seconds` is the first call and `again_s` one that finds nothing new; `peak_mb` and `again_mb` are the largest resident
-memory of the process that leads, `worker_mb` that of its largest worker. `fit` rows are straight lines through the
-calls with more than 400 images, as many as the page shows, and what they say of 100,000.
+memory of the process that leads, `worker_mb` that of its largest worker. `fit` rows are straight lines, of the time of
+`catalogue` parabolas, through the calls with more than 400 images, as many as the page shows, and what they say of
+100,000.
 """
 
 import argparse
@@ -112,21 +113,23 @@ def prepared(script: Path, out: Path, store: Path, images: int, name: str, **set
     }
 
 
-def fitted(rows: Sequence[dict[str, Any]], quantity: str) -> dict[str, Any] | None:
-    """A straight line through the calls with more images than the page shows, and how far they are from it."""
+def fitted(rows: Sequence[dict[str, Any]], quantity: str, degree: int = 1) -> dict[str, Any] | None:
+    """A straight line, or a parabola, through the calls with more images than the page shows; how far they are off."""
     used = [row for row in rows if row["images"] > SHOWN]
-    if len(used) < 3:
+    if len(used) < degree + 2:
         return None
     images, values = (np.array([row[key] for row in used], float) for key in ("images", quantity))
-    slope, start = np.polyfit(images, values, 1)
+    line = np.polynomial.Polynomial.fit(images / 1000, values, degree).convert()
+    start, slope, *curve = (round(float(number), 4) for number in line.coef)
     return {
         "name": f"fit: {rows[0]['verb']}, {quantity}",
         "verb": "fit",
-        "start": round(float(start), 3),
-        "per_1000": round(1000 * float(slope), 3),
-        "farthest": round(float(np.abs(values - start - slope * images).max()), 3),
+        "start": start,
+        "per_1000": slope,
+        "per_1000_squared": curve[0] if curve else 0.0,
+        "farthest": round(float(np.abs(values - line(images / 1000)).max()), 3),
         "images": [int(number) for number in images],
-        f"at_{FAR}": round(float(start + slope * FAR), 1),
+        f"at_{FAR}": round(float(line(FAR / 1000)), 1),
     }
 
 
@@ -145,16 +148,22 @@ def grown(script: Path, work: Path, sizes: Sequence[int], volumes: Sequence[int]
             rows["prepare"].append(prepared(script, folder / "c.parquet", folder / "store", images, name))
             show(rows["prepare"][-1])
         shutil.rmtree(folder)
-    for verb, quantities in (("catalogue", ("seconds", "again_s", "peak_mb")), ("prepare", ("seconds", "peak_mb"))):
-        for quantity in quantities:
-            if (line := fitted(rows[verb], quantity)) is not None:
-                show(line)
+    lines = [
+        fitted(rows["catalogue"], "seconds", 2),
+        fitted(rows["catalogue"], "again_s", 2),  # near duplicates
+        fitted(rows["catalogue"], "peak_mb"),
+        fitted(rows["prepare"], "seconds"),
+        fitted(rows["prepare"], "peak_mb"),
+    ]
+    for line in lines:
+        if line is not None:
+            show(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[100, 500, 2000, 5000, 20_000], help="to catalogue")
-    parser.add_argument("--volumes", type=int, nargs="*", default=[100, 500, 1000, 2000], help="to prepare")
+    parser.add_argument("--volumes", type=int, nargs="*", default=[100, 500, 2000, 5000, 10_000], help="to prepare")
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="folders of scans, for their rate")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

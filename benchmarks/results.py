@@ -258,15 +258,15 @@ def growth_section(lines: Path) -> str:
     keys = ("name", "seconds", "per_second", "again_s", "peak_mb", "again_mb", "worker_mb")
     head = ["what", "first call (s)", "images a second", "second call (s)", "peak (MB)", "second call (MB)"]
     (far,) = {key for row in fits for key in row if key.startswith("at_")}
-    names = ("name", "start", "per_1000", "farthest", far)
+    names = ("name", "start", "per_1000", "per_1000_squared", "farthest", far)
     return "\n".join(
         [
             "## growth\n",
             "; ".join(dict.fromkeys(row["where"] for row in found)) + ". One call of each, a process of its own.\n",
             table([*head, "largest worker (MB)"], [[str(row[key]) for key in keys] for row in calls]),
-            f"Straight lines through the calls with more than 400 images, and what they say of {far[3:]}:\n",
+            f"Lines through the calls with more than 400 images (n in thousands), and what they say of {far[3:]}:\n",
             table(
-                ["line", "at no image", "for 1000 images", "farthest point", f"at {far[3:]} images"],
+                ["line", "constant", "× n", "× n²", "farthest point", f"at {far[3:]} images"],
                 [[str(row[name]) for name in names] for row in fits],
             ),
             (NOTES / "growth.md").read_text(),

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ _GROUP_COLUMNS = (
     "intercept", "max_error", "bytes", "source_bytes",
 )  # fmt: skip
 
+_TABLE_KB, _ROW_KB = 64, 1  # kB of the index: 24 without a row, and 0.2 to 0.3 of each, as columns of --table may add
+
 VANISHED = "class_vanished"  # flag of an image in which resampling left no voxel of a class; the value follows
 
 
@@ -49,6 +52,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | bool | int | float) else str(value)
+
+
+def reserve_room(out: Path, images: int) -> Path:
+    """Take the room that the store's tables will need, so that they can be written when the images fill the disk."""
+    path = temporary_path(out / "reserve")
+    try:
+        with path.open("wb") as file:
+            for _ in range(_TABLE_KB + images * _ROW_KB):
+                file.write(os.urandom(1024))  # which no file system stores in less
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def write_tables(

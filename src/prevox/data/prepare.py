@@ -5,9 +5,8 @@ image whose content hash and settings are those in the store is left alone: a se
 changed.
 """
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Engine, Failure, run_cases
 from prevox.data.store import image_folder, read_info
 from prevox.data.store_files import StoreFiles
-from prevox.data.temporary import is_temporary, remove_stale, temporary_path
+from prevox.data.temporary import is_temporary, remove_stale
 from prevox.data.volume import is_done, prepare_case, writing
 from prevox.errors import ConfigError, RunError
 
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["PrepareResult", "PrepareSettings", "Prepared", "prepare", "prepare_image"]
 
 T = TypeVar("T")
-
-_TABLE_KB, _ROW_KB = 64, 1  # kB of the index: 24 without a row, and 0.2 to 0.3 of each, as columns of --table may add
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
             first image that fails.
     """
     from prevox.data.catalogue import read_catalogue, wanted
-    from prevox.data.index import kept_columns
+    from prevox.data.index import kept_columns, reserve_room
     from prevox.data.prepare_table import print_store
 
     tables_from_system_memory()
@@ -86,20 +83,23 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         Case(kept_columns(row), str(row["hash"]), slice_shape(row, settings), preparing_bytes(row, settings))
         for row in _rows(catalogue)
     ]
-    del catalogue  # the cases hold what is needed
+    hashes = {case.image: case.hash for case in all_cases}
     part = _part(all_cases, config.part)
+    del catalogue, all_cases  # what is not needed any more makes room
     with writing(config.out):
         _open_folder(config, settings)
         (config.out / "images").mkdir(exist_ok=True)
         _remove_leftovers(config.out)
         cases = _to_do(config.out, part, settings, config.part is None)
-        reserve = _reserve(config.out, len(all_cases)) if cases and config.part is None else None
+        reserve = reserve_room(config.out, len(hashes)) if cases and config.part is None else None
+    skipped, to_do = len(part) - len(cases), len(cases)
     share = "" if config.shard is None else f", {len(part)} of them in shard {config.shard}"
     console.print(
-        f"{len(all_cases)} images in {config.catalogue}{share}, {len(part) - len(cases)} already in {config.out}",
+        f"{len(hashes)} images in {config.catalogue}{share}, {skipped} already in {config.out}",
         markup=False,
         soft_wrap=True,
     )
+    del part
     failures: list[tuple[str, str]] = []
     sources = (Path(case.row["root"]) / case.row["paths"][0] for case in cases)
     try:
@@ -107,23 +107,24 @@ def prepare(config: PrepareConfig) -> PrepareResult:
             _prepare_all(config, settings, cases, failures, engine)
     finally:
         # also after an interruption, or on a full disk: what is finished can be used
+        cases.clear()
         with writing(config.out):
             if reserve is not None:
                 reserve.unlink(missing_ok=True)
             _remove_leftovers(config.out)  # of workers that have died or were stopped
             if config.part is None:
-                index = _write_tables(config, settings, all_cases, failures)
+                index = _write_tables(config, settings, hashes, failures)
     if config.part is None:
         print_store(config.out, index, failures)
     else:
         console.print(
-            f"shard {config.shard}: {len(cases) - len(failures)} images prepared, {len(failures)} left out. When all "
+            f"shard {config.shard}: {to_do - len(failures)} images prepared, {len(failures)} left out. When all "
             f"shards are done, the same call without --shard prepares what is missing and writes the index of "
             f"{config.out}.",
             markup=False,
             soft_wrap=True,
         )
-    return PrepareResult(config.out, len(cases) - len(failures), len(part) - len(cases), failures)
+    return PrepareResult(config.out, to_do - len(failures), skipped, failures)
 
 
 def _part(cases: list[Case], part: tuple[int, int] | None) -> list[Case]:
@@ -141,23 +142,13 @@ def _part(cases: list[Case], part: tuple[int, int] | None) -> list[Case]:
     return [*volumes[number::count], *(case for pack in packs[first:last] for case in pack)]
 
 
-def _reserve(out: Path, images: int) -> Path:
-    """Take the room that the store's tables will need, so that they can be written when the images fill the disk."""
-    path = temporary_path(out / "reserve")
-    with path.open("wb") as file:
-        for _ in range(_TABLE_KB + images * _ROW_KB):
-            file.write(os.urandom(1024))  # which no file system stores in less
-    return path
-
-
 def _write_tables(
-    config: PrepareConfig, settings: PrepareSettings, cases: list[Case], failures: list[tuple[str, str]]
+    config: PrepareConfig, settings: PrepareSettings, hashes: Mapping[str, str], failures: list[tuple[str, str]]
 ) -> "pd.DataFrame":
-    """Write what the store says of itself; the index."""
+    """Write what the store says of itself; the index. `hashes` are those of the catalogue's images."""
     from prevox.data.index import write_failures, write_tables
 
     write_failures(config.out, failures)
-    hashes = {case.image: case.hash for case in cases}
     index = write_tables(config.out, hashes, settings.plain(), _user_settings(config))
     remove_replaced_packs(config.out, index)
     return index
