@@ -71,7 +71,7 @@ def test_prepare_keeps_what_is_finished(made: Path, shell: Shell, disk: Disk) ->
     words = ["prepare", "--catalogue", made / "c.parquet", "--out", disk.folder / "store", "--workers", 1]
     disk.fill(250, "prevox.data.volume.write_image_group", 2)  # an image takes about 90 kB, the room for the index 68
     text = shell(*words, code=2)
-    says(text, "disk/store: cannot be written", FULL, "Finished images can be used", "Free space or give another --out")
+    says(text, "disk/store: cannot be written", FULL, "What is finished stays", "Free space or give another --out")
     images = disk.folder / "store" / "images"
     finished = {path.name: path.stat().st_ino for path in images.iterdir()}
     assert 0 < len(finished) < 4

@@ -82,11 +82,8 @@ def read_rows(
             (lines if holds else doubtful)[position] = known.line
     if lines:
         console.print(f"{len(lines)} of {len(keys)} images are as {journal.path.name} says", markup=False)
-    tasks = [
-        Task(position, entries[position], _hashes(doubtful[position]) if position in doubtful else None)
-        for position in keys
-        if position not in lines
-    ]
+    hashes = _hashes(Rows(doubtful))
+    tasks = [Task(position, entries[position], hashes.get(position)) for position in keys if position not in lines]
     failures: dict[int, tuple[str, str]] = {}
     sources = (path for task in tasks for path in task.entry.paths)
     with closing(journal), open_engine(config, sources) as engine:
@@ -174,9 +171,12 @@ def _key(entry: Entry, decides: dict[str, Any]) -> str:
     return _hash([__version__, SCHEMA, decides, said])
 
 
-def _hashes(line: Line) -> Row:
-    row = read_line(line)
-    return {name: row.get(name) for name in ("image_hash", "label_hash")}
+def _hashes(rows: Rows) -> dict[int, Row]:
+    """Of each row what tells whether it holds, by position."""
+    wanted = ("image_hash", "label_hash")
+    return {
+        position: {name: row.get(name) for name in wanted} for position, row in zip(rows.positions, rows, strict=True)
+    }
 
 
 def _files(entry: Entry) -> list[Path]:

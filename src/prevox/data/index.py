@@ -54,8 +54,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def reserve_room(out: Path, images: int) -> Path:
-    """Take the room that the store's tables will need, so that they can be written when the images fill the disk."""
+def reserve_room(out: Path, images: int) -> Path | None:
+    """Take the room that the store's tables will need, so that they can be written when the images fill the disk.
+
+    None if there is no such room: then the tables take what there is.
+    """
     path = temporary_path(out / "reserve")
     try:
         with path.open("wb") as file:
@@ -63,7 +66,7 @@ def reserve_room(out: Path, images: int) -> Path:
                 file.write(os.urandom(1024))  # which no file system stores in less
     except OSError:
         path.unlink(missing_ok=True)
-        raise
+        return None
     return path
 
 
@@ -96,14 +99,19 @@ def write_tables(
             elif attributes["hash"] == images[image] and image not in taken:
                 taken.add(image)
                 columns.add(_index_row(attributes, folder.stem, position))
+    older = 0
     for folder in sorted((store / "images").glob("[!.]*.zarr")):
         found = read_attributes(folder) if folder.stem in images and folder.stem not in taken else None
-        if found is not None:
+        if found is not None and found["hash"] == images[folder.stem]:
             columns.add(_index_row(found, None, -1))
+        elif found is not None:
+            older += 1
         elif folder.stem not in images:
             others.add(folder.stem)
         elif folder.stem not in taken:
             strange.append(folder)
+    if older:
+        warn(f"{older} images in the store are older than their files: left out of the index until they are prepared.")
     if others:
         few = ", ".join(sorted(others)[:3]) + (" ..." if len(others) > 3 else "")
         warn(f"{len(others)} images in the store are not in this catalogue: left out of the index ({few}).")

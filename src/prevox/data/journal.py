@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prevox.config.data import CatalogueConfig
+from prevox.console import warn
 from prevox.errors import RunError
 from prevox.output import replacing
 
@@ -29,11 +30,12 @@ _END = re.compile(r',"[^"]*"\]\n')  # what follows the row
 
 
 class Line(NamedTuple):
-    """Where a line is: a file, its first byte there, and its number of bytes."""
+    """Where a line is: a file, its first byte there, and its number of bytes; and what it begins with."""
 
     path: Path
     start: int
     size: int
+    key: str
 
 
 class Known(NamedTuple):
@@ -130,7 +132,7 @@ class Journal:
                 "rows that are in this file need not be read again."
             ) from None
         self._lines += 1
-        return Line(self.path, end - len(text), len(text))
+        return Line(self.path, end - len(text), len(text), key)
 
     def close(self) -> None:
         """Close the file."""
@@ -139,18 +141,24 @@ class Journal:
             self._file = None
 
     def compact(self, lines: Mapping[int, Line]) -> Mapping[int, Line]:
-        """Leave these lines in one file, in order, and nothing else, unless that is so; where they are then.
+        """Leave these lines in one file and nothing else, unless that is so; where they are then.
 
-        Raises:
-            RunError: If it cannot be written.
+        Where there is no room for it, all stays as it is, and a later run does it.
         """
         if self._lines == len(lines) and not self._parts:
             return lines
+        try:
+            return self._gather(lines)
+        except RunError as error:
+            warn(f"{error} Its rows are used from where they are.")
+            return lines
+
+    def _gather(self, lines: Mapping[int, Line]) -> Mapping[int, Line]:
         places: dict[int, Line] = {}
         rows = Rows(lines)
         with replacing(self.path) as partial, partial.open("wb") as file:
-            for position, text in zip(rows.positions, _texts(rows.lines), strict=True):
-                places[position] = Line(self.path, file.tell(), len(text))
+            for position, line, text in zip(rows.positions, rows.lines, _texts(rows.lines), strict=True):
+                places[position] = line._replace(path=self.path, start=file.tell())
                 file.write(text.encode())
         for path in self._parts:
             path.unlink(missing_ok=True)
@@ -162,18 +170,22 @@ class Journal:
             file = path.open("rb")
         except FileNotFoundError:
             return
-        start = 0
+        start = unusable = 0
         with file:
             for text in file:
                 self._lines += 1
+                unusable += 1
                 try:
                     said = text.decode("ascii")
                     found, end = _DECODER.raw_decode(said, 1)
                     if _END.fullmatch(said, end):
-                        self.known[found["key"]] = Known(found["stamp"], Line(path, start, len(text)))
+                        unusable -= 1
+                        self.known[found["key"]] = Known(found["stamp"], Line(path, start, len(text), found["key"]))
                 except (ValueError, KeyError, TypeError):
                     pass
                 start += len(text)
+        if unusable > 1:  # one is what a kill leaves
+            warn(f"{path}: {unusable} of its lines are torn or of another version of Prevox: read again.")
 
 
 def read_line(line: Line) -> Row:
@@ -207,11 +219,22 @@ def _texts(lines: Sequence[Line]) -> Iterator[str]:
     Raises:
         RunError: If one is not there any more.
     """
-    with ExitStack() as stack:
-        files = {path: stack.enter_context(path.open("rb")) for path in dict.fromkeys(line.path for line in lines)}
-        for line in lines:
-            files[line.path].seek(line.start)
-            text = files[line.path].read(line.size)
-            if not (len(text) == line.size and text.startswith(b"[{") and text.endswith(b'"]\n')):
-                raise RunError(f"{line.path}: was changed by another run while this one needed it. Repeat the call.")
-            yield text.decode("ascii")
+    try:
+        with ExitStack() as stack:
+            files = {path: stack.enter_context(path.open("rb")) for path in dict.fromkeys(line.path for line in lines)}
+            for line in lines:
+                files[line.path].seek(line.start)
+                text = files[line.path].read(line.size)
+                if not (len(text) == line.size and text.startswith(_head(line.key)) and text.endswith(b'"]\n')):
+                    raise _changed(line.path)
+                yield text.decode("ascii")
+    except OSError as error:
+        raise _changed(Path(error.filename or lines[0].path)) from None
+
+
+def _head(key: str) -> bytes:
+    return f'[{{"key":"{key}"'.encode("ascii")
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(f"{path}: was changed or removed by another run while this one needed it. Repeat the call.")

@@ -5,7 +5,6 @@ image whose content hash and settings are those in the store is left alone: a se
 changed.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +24,10 @@ from prevox.data.memory import preparing_bytes
 from prevox.data.pack import Packer, packed_images, plan_packs, remove_replaced_packs, update_rows
 from prevox.data.place import Prepared, PrepareSettings, prepare_image
 from prevox.data.runner import Engine, Failure, run_cases
-from prevox.data.store import image_folder, read_info
+from prevox.data.store import read_info
 from prevox.data.store_files import StoreFiles
 from prevox.data.temporary import is_temporary, remove_stale
-from prevox.data.volume import is_done, prepare_case, writing
+from prevox.data.volume import is_done, prepare_case, remove_older, writing
 from prevox.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -91,7 +90,6 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         (config.out / "images").mkdir(exist_ok=True)
         _remove_leftovers(config.out)
         cases = _to_do(config.out, part, settings, config.part is None)
-        reserve = reserve_room(config.out, len(hashes)) if cases and config.part is None else None
     skipped, to_do = len(part) - len(cases), len(cases)
     share = "" if config.shard is None else f", {len(part)} of them in shard {config.shard}"
     console.print(
@@ -102,7 +100,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     del part
     failures: list[tuple[str, str]] = []
     sources = (Path(case.row["root"]) / case.row["paths"][0] for case in cases)
+    reserve: Path | None = None
     try:
+        if cases and config.part is None:
+            reserve = reserve_room(config.out, len(hashes))
         with open_engine(config, sources, config.out, partial(_remove_leftovers, config.out)) as engine:
             _prepare_all(config, settings, cases, failures, engine)
     finally:
@@ -210,8 +211,8 @@ def _results(
         if config.strict:
             failures.append((image, reason))
             raise RunError(f"{image}: {reason} Stopped because of --strict; without it the image is left out.")
-        if is_file_name(image):  # an older version of an image that cannot be prepared any more is not kept
-            shutil.rmtree(image_folder(config.out, image), ignore_errors=True)
+        if is_file_name(image):
+            remove_older(config.out, case)
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
         failures.append((image, reason))
         yield case, None

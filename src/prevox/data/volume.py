@@ -34,6 +34,14 @@ def is_done(out: Path, case: Case, settings: PrepareSettings) -> bool:
     return True
 
 
+def remove_older(out: Path, case: Case) -> None:
+    """Remove an older version of an image that cannot be prepared any more; not what another run has just written."""
+    folder = image_folder(out, case.image)
+    attributes = read_attributes(folder)
+    if attributes is None or attributes["hash"] != case.hash:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def prepare_case(case: Case, out: Path, settings: PrepareSettings) -> None:
     """Encode and write one volume; runs in a worker process.
 
@@ -69,6 +77,6 @@ def writing(folder: Path) -> Iterator[None]:
         if isinstance(error, PrevoxError) or not _CANNOT_WRITE.search(str(error)):
             raise
         raise RunError(
-            f"{folder}: cannot be written ({' '.join(str(error).split())[:300]}). Finished images can be used. "
+            f"{folder}: cannot be written ({' '.join(str(error).split())[:300]}). What is finished stays. "
             "Free space or give another --out, and run `prevox prepare` again: it goes on where it was."
         ) from error

@@ -32,8 +32,8 @@ TABLE: list[tuple[list[str], float, float, float | None, dict[str, Any], str | N
     # a usual MPRAGE at 3 T
     (["GR", "IR"], 2.98, 2300, 900, {}, "T1"),
     (["GR", "IR"], 2.98, 2300, 900, {"ContrastBolusAgent": "Dotarem"}, "T1ce"),
-    # UK Biobank, TI / TR = 1800 / 5000 ms (FLAIR SPACE) and 880 / 2000 ms (MPRAGE): Alfaro-Almagro et al. 2018, table 1;
-    # the echo times are usual ones
+    # UK Biobank, TI / TR = 1800 / 5000 ms (FLAIR SPACE) and 880 / 2000 ms (MPRAGE): Alfaro-Almagro et al. 2018,
+    # table 1; the echo times are usual ones
     (["SE", "IR"], 395, 5000, 1800, {}, "FLAIR"),
     (["GR", "IR"], 2.01, 2000, 880, {}, "T1"),
     # a usual 2D FLAIR at 1.5 T, a usual T1 FLAIR at 3 T

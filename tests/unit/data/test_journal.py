@@ -1,5 +1,6 @@
 """The journal of a catalogue: rows come back as they were written, whatever has torn it, and are not kept in memory."""
 
+import errno
 import json
 import os
 import tracemalloc
@@ -97,8 +98,41 @@ def test_parts_are_gathered_in_one_file_in_order(tmp_path):
 def test_a_journal_that_another_run_replaces_is_said(tmp_path):
     lines = fill(tmp_path, [0, 1])
     (tmp_path / "c.rows.jsonl").write_text("[]\n" * 200)
-    with pytest.raises(RunError, match=r"c\.rows\.jsonl: was changed by another run.*Repeat"):
+    with pytest.raises(RunError, match=r"c\.rows\.jsonl: was changed or removed by another run.*Repeat"):
         list(Rows(lines))
+    (tmp_path / "c.rows.jsonl").unlink()
+    with pytest.raises(RunError, match=r"c\.rows\.jsonl: was changed or removed by another run.*Repeat"):
+        list(Rows(lines))
+
+
+def test_a_line_in_the_place_of_another_is_told_by_its_key(tmp_path):
+    lines = fill(tmp_path, [1, 3])
+    path = tmp_path / "c.rows.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    assert len(first) == len(second)
+    path.write_bytes(second + first)
+    with pytest.raises(RunError, match="another run"):
+        list(Rows(lines))
+
+
+def test_no_room_to_gather_keeps_what_is_there(tmp_path, monkeypatch):
+    lines = fill(tmp_path, [0, 3], "1/2") | fill(tmp_path, [1, 2], "2/2")
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    places = journal(tmp_path).compact(lines)
+    assert list(Rows(places)) == [without_picture(n) for n in range(4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.rows.1-of-2.jsonl", "c.rows.2-of-2.jsonl"]
+
+
+def test_a_journal_of_another_version_is_said(tmp_path, capsys):
+    text = '{"key":"k","stamp":null,"row":{}}\n'
+    (tmp_path / "c.rows.jsonl").write_text(3 * text)
+    assert journal(tmp_path).known == {}
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "3 of its lines are torn or of another version of Prevox: read again" in said
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):

@@ -56,7 +56,7 @@ def test_table_is_found_and_joined_and_patients_are_subjects(xrays, tmp_path, ca
     assert list(table["Effusion"]) == [0, 1, 1, 0]
     assert set(table["layout"]) == {"pictures"}
     assert table["modality"].isna().all()  # the catalogue's own column stays
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert f"joined {xrays / 'labels.csv'}: 2 subjects by its column 'Patient ID'" in said
     assert "not joined: modality" in said
     assert "hint" not in said

@@ -339,7 +339,7 @@ def test_the_slower_of_two_runs_on_one_store_yields(scans, monkeypatch):
         if folder == scans / "store" / "images" / "case_0.zarr":  # the other run puts its own there just now
             shutil.copytree(scans / "other" / "images" / "case_0.zarr", folder)
 
-    monkeypatch.setattr("prevox.data.prepare.shutil.rmtree", overtaken)
+    monkeypatch.setattr("prevox.data.volume.shutil.rmtree", overtaken)
     result = prepare(config(scans))
     assert result.failures == []
     assert len(Store(scans / "store").index) == 4
