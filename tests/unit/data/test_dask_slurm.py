@@ -45,8 +45,8 @@ def slurm(monkeypatch, folder: Path, **programs: str) -> None:
 
 
 def test_ctrl_c_is_still_an_interruption():
-    code = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+    code = (  # it is set first, for a shell's background jobs ignore it
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from prevox.config.data import DaskConfig\nfrom prevox.data.dask_slurm import slurm_cluster\n"
         "slurm_cluster(DaskConfig(jobs=1, cores=1, memory='1GB')).close()\n"
         "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
