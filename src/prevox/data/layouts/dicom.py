@@ -15,7 +15,7 @@ from rich.markup import escape
 from prevox.config.data import DicomConfig
 from prevox.console import console
 from prevox.data.layouts.base import Entry, folders, is_hidden
-from prevox.data.layouts.dicom_stacks import stacks_of
+from prevox.data.layouts.dicom_stacks import is_whole, stacks_of
 from prevox.data.pseudonyms import content_key, plain_id, pseudonym, read_salt
 from prevox.data.readers import SERIES, suffix_of
 from prevox.data.readers.dicom import Files, write_series
@@ -26,6 +26,7 @@ from prevox.errors import DataError, RunError
 
 _AT_ONCE = 200  # files that a process reads at a time
 _FEW = 2000  # files that are read in this process
+_SUFFIX = 8  # digits that tell the files of one series apart
 _MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
@@ -118,7 +119,13 @@ def _without_copies(instances: Iterable[Instance]) -> list[Instance]:
                 places = tuple((frame.position, frame.marks.get("number")) for frame in instance.frames)
                 sound.setdefault(places, instance)
         chosen += list(sound.values()) or group[:1]
-    return sorted(chosen, key=lambda instance: instance.path)
+    return sorted(chosen, key=_place_in_series)
+
+
+def _place_in_series(instance: Instance) -> tuple[tuple[float, str], str, Path]:
+    """By what the header says: files may be renamed, and the order gives phases their numbers."""
+    number = next(iter(instance.frames[0].marks.get("number", ())), "") if instance.frames else ""
+    return (float(number) if number.isdecimal() else 0.0, number), instance.uid, instance.path
 
 
 def _series_of(instance: Instance) -> tuple[str, str, str]:
@@ -150,8 +157,16 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
             place.mkdir(0o700, parents=True, exist_ok=True)
         for key, members in _by_series(instances).items():
             found, series = _images(members), key[-1] if plain else "\0".join(key)
-            for number, (files, first) in enumerate(found, 1):
-                image = named("series", series) + (f"-{number}" if len(found) > 1 else "")
+            numbered, taken = sum(not is_whole(first) for _, first in found), Counter[str]()
+            for files, first in found:
+                image = named("series", series)
+                if is_whole(first):
+                    image += f"-{pseudonym(b'' if plain else salt, 'instance', _name_of(first))[:_SUFFIX]}"
+                elif numbered > 1:
+                    taken["numbered"] += 1
+                    image += f"-{taken['numbered']}"
+                taken[image] += 1
+                image += f"-{taken[image]}" if taken[image] > 1 else ""
                 path = folder / f"{image}{SERIES}"
                 write_series(path, files, source.config.tilt, secret)
                 entry = Entry(
@@ -178,6 +193,11 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     except OSError as error:
         raise RunError(f"{source.folder}: cannot be written ({error.strerror}). Choose another --out.") from None
     return entries
+
+
+def _name_of(instance: Instance) -> str:
+    """What tells an instance from others of its series, whatever its file is called and whichever others are there."""
+    return "\0".join([instance.uid, *(f"{name}={values}" for name, values in sorted(instance.frames[0].marks.items()))])
 
 
 def _too_few(image: str, files: Files, first: Instance, least: int) -> DataError | None:
