@@ -16,7 +16,7 @@ from prevox.config.data import DicomConfig
 from prevox.console import console
 from prevox.data.layouts.base import Entry, folders, is_hidden
 from prevox.data.layouts.dicom_stacks import is_whole, stacks_of
-from prevox.data.pseudonyms import content_key, plain_id, pseudonym, read_salt
+from prevox.data.pseudonyms import content_key, keep_private, plain_id, pseudonym, read_salt
 from prevox.data.readers import SERIES, suffix_of
 from prevox.data.readers.dicom import Files, write_series
 from prevox.data.readers.dicom_header import Instance, read_instance
@@ -155,6 +155,7 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     try:
         for place in (source.folder, folder):
             place.mkdir(0o700, parents=True, exist_ok=True)
+            keep_private(place, 0o700)
         for key, members in _by_series(instances).items():
             found, series = _images(members), key[-1] if plain else "\0".join(key)
             numbered, taken = sum(not is_whole(first) for _, first in found), Counter[str]()
