@@ -1,3 +1,4 @@
+import os
 import re
 import struct
 from pathlib import Path
@@ -26,6 +27,7 @@ from prevox.data.layouts import DicomSource, dicom
 from prevox.data.layouts.base import Entry
 from prevox.data.readers import Image, dicom_header, read_header, read_image, stored_size
 from prevox.data.readers import dicom as reader
+from prevox.data.readers.dicom_header import read_instance
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -405,6 +407,24 @@ def test_many_files_are_read_by_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "_AT_ONCE", 2)
     (image,) = images(tmp_path / "in")
     np.testing.assert_array_equal(image.array_CIJK[0].transpose(1, 0, 2), noise(6, 5, 7))
+
+
+def _read_or_die(files):
+    if any(path.name == "killer.dcm" for path in files):
+        os._exit(9)
+    return [read_instance(path) for path in files]
+
+
+def test_a_file_that_ends_its_process_costs_no_other(tmp_path, monkeypatch):
+    write_slices(tmp_path / "in", noise(6, 5, 7))
+    (tmp_path / "in" / "killer.dcm").write_bytes(b"any")
+    files = sorted((tmp_path / "in").iterdir())
+    monkeypatch.setattr(dicom, "_FEW", 3)
+    monkeypatch.setattr(dicom, "_read", _read_or_die)
+    found = {one.path.name: one.problem for one in dicom._instances(files)}
+    assert len(found) == 8
+    assert "ended the process" in found.pop("killer.dcm")
+    assert set(found.values()) == {None}
 
 
 def test_a_deflated_bomb_is_refused(tmp_path, monkeypatch):

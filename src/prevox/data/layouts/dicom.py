@@ -25,6 +25,7 @@ from prevox.data.temporary import remove_stale
 from prevox.errors import DataError, RunError
 
 _AT_ONCE = 200  # files that a process reads at a time
+_LONG, _LONG_PART = 60.0, 600.0  # seconds for the header of a file, and for those of a part
 _FEW = 2000  # files that are read in this process
 _SUFFIX = 8  # digits that tell the files of one series apart
 _MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
@@ -91,10 +92,17 @@ def _instances(files: Sequence[Path]) -> list[Instance | None]:
         return _read(files)
     parts = [tuple(files[start : start + _AT_ONCE]) for start in range(0, len(files), _AT_ONCE)]
     read: dict[Path, Instance | None] = {}
-    for part, result in run_cases(_read, parts, 0, lambda part: f"{len(part)} files", "reading headers"):
-        broken = "a broken DICOM file (it ended the process that read its header)"
-        found = [Instance(path, problem=broken) for path in part] if isinstance(result, Failure) else result
-        read.update(zip(part, found, strict=True))
+    for part, result in run_cases(
+        _read, parts, 0, lambda part: f"{len(part)} files", "reading headers", timeout=_LONG_PART
+    ):
+        if not isinstance(result, Failure):
+            read.update(zip(part, result, strict=True))
+    # of a part that failed, one file may be to blame: each is read alone
+    alone = [(path,) for path in files if path not in read]
+    broken = "a broken DICOM file (it ended the process that read its header, or took too long)"
+    if alone:
+        for (path,), result in run_cases(_read, alone, 0, lambda _: "a file", "reading headers alone", timeout=_LONG):
+            read[path] = Instance(path, problem=broken) if isinstance(result, Failure) else result[0]
     return [read[path] for path in files]
 
 
