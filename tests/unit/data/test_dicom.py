@@ -199,8 +199,10 @@ def test_no_pixel_size_is_ever_assumed(tmp_path, spacing):
 def test_a_radiograph_takes_the_spacing_at_its_detector_and_says_so(tmp_path):
     pixels = np.arange(30, dtype=np.uint16).reshape(6, 5)
     tags = {"PixelSpacing": None, "ImagePositionPatient": None, "ImageOrientationPatient": None}
-    save(tmp_path / "in" / "a", dataset(pixels, RADIOGRAPH, ImagerPixelSpacing=[0.2, 0.1], **tags))
-    save(tmp_path / "in" / "b", dataset(pixels + 1, RADIOGRAPH, ImagerPixelSpacing=[0.2, 0.1], **tags))
+    save(tmp_path / "in" / "a", dataset(pixels, RADIOGRAPH, InstanceNumber=1, ImagerPixelSpacing=[0.2, 0.1], **tags))
+    save(
+        tmp_path / "in" / "b", dataset(pixels + 1, RADIOGRAPH, InstanceNumber=2, ImagerPixelSpacing=[0.2, 0.1], **tags)
+    )
     one, other = images(tmp_path / "in")  # two pictures of a series are two images
     assert one.header.flags == ("no_geometry", "detector_spacing")
     np.testing.assert_allclose(one.header.affine, np.diag([0.1, -0.2, 1, 1]))
