@@ -23,7 +23,7 @@ from prevox.data.catalogue_rows import DETACHED, SCHEMA, content_hash, file_dige
 from prevox.data.catalogue_table import print_catalogue, print_failures, print_hint
 from prevox.data.choices import chosen
 from prevox.data.columns import ROW_GROUP, Columns
-from prevox.data.dask_cluster import check_dask
+from prevox.data.dask_connect import check_dask
 from prevox.data.geometry import orientation_of, spacing_of
 from prevox.data.join import join_table, subject_column
 from prevox.data.journal import Rows, Thumbnails

@@ -85,7 +85,7 @@ def read_rows(
     hashes = _hashes(Rows(doubtful))
     tasks = [Task(position, entries[position], hashes.get(position)) for position in keys if position not in lines]
     failures: dict[int, tuple[str, str]] = {}
-    sources = (path for task in tasks for path in task.entry.paths)
+    sources = (path for task in tasks for path in _files(task.entry))
     with closing(journal), open_engine(config, sources) as engine:
         for task, result in _results(tasks, config, row_or_reason, engine):
             position, image = task.position, task.entry.image
@@ -106,7 +106,7 @@ def _results(
     row_or_reason: Callable[[Entry], Row | Exception],
     engine: Engine | None,
 ) -> Iterator[tuple[Task, Row | Exception | Failure | None]]:
-    here = config.workers == 0 and _is_little(tasks)
+    here = engine is None and config.workers == 0 and _is_little(tasks)
     return run_cases(
         partial(read_task, row_or_reason=row_or_reason),
         tasks,

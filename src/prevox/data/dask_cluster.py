@@ -1,51 +1,34 @@
-"""The Dask cluster of `--engine dask`: reached or started, its workers looked at before they get a case.
+"""The Dask cluster of `--engine dask`, whose workers come and go.
 
-Dask is imported when a cluster is used and not before: it is an extra.
+Nothing here waits without a limit: a worker or a scheduler may be there and not answer.
 """
 
 import asyncio
-import json
-import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from prevox.config.data import DaskConfig
 from prevox.console import console, warn
-from prevox.data.dask_worker import Found, NoAnswer, probe, run_case, stop, versions
+from prevox.data.dask_connect import CONNECT, connect, loop_of, quiet_logs
+from prevox.data.dask_probe import Probes, Shared, problem_of
+from prevox.data.dask_worker import START, Found, NoAnswer, run_case, stop
 from prevox.data.memory import Budget
-from prevox.data.temporary import temporary_path
-from prevox.errors import ConfigError, RunError
+from prevox.errors import RunError
 
-if TYPE_CHECKING:
-    from distributed import Client
+T = TypeVar("T")
 
 _LOOK = 1.0  # seconds between looks at which workers there are
-_CONNECT = 30.0  # seconds for a scheduler to answer
 _PATIENCE = 60.0  # seconds without any worker after which a run ends
+_STOP = 6.0  # seconds for workers to end what they do, and for a scheduler to see us off
+_GRACE = START + 30.0  # seconds beyond its time-out after which a case is lost: its worker should have said something
 _AGAIN = "What is finished stays: the same call goes on where it was."
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the workers must see as this machine does.
-
-    Args:
-        reads: Some of the files or folders that are read.
-        out: Folder that the workers write to, if they do.
-        tidy: What each worker does when the run ends, if anything; picklable.
-    """
-
-    reads: Sequence[Path]
-    out: Path | None = None
-    tidy: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +41,7 @@ class Member:
         host: Name of its machine.
         threads: Cases that it takes at once.
         budget: Of memory for them.
+        shared: Bytes that all workers without a limit on its machine may take together; None where it has its own.
     """
 
     address: str
@@ -65,6 +49,7 @@ class Member:
     host: str
     threads: int
     budget: Budget
+    shared: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,27 +61,19 @@ class Attempt:
         index: Position of the case.
         task: What Dask knows it as.
         answer: Pickled answer, or the exception that there is instead.
+        end: When the worker should have answered, by the monotonic clock; None for never.
     """
 
     member: Member
     index: int
     task: Any
     answer: "Future[bytes | BaseException]"
+    end: float | None
 
-
-def check_dask(config: DaskConfig) -> None:
-    """See what can be seen before anything is done.
-
-    Raises:
-        ConfigError: If Dask is not installed, or the scheduler's file is not there.
-    """
-    for package in ("distributed", *(["dask_jobqueue", "cryptography"] if config.jobs else [])):
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"--engine dask: {package} is not installed. pip install 'prevox[dask]', here and on the workers."
-            )
-    if config.scheduler is not None and "://" not in config.scheduler:
-        _address_in(Path(config.scheduler))
+    @property
+    def is_overdue(self) -> bool:
+        """Whether there is nothing to hope for."""
+        return self.end is not None and time.monotonic() > self.end
 
 
 class Cluster:
@@ -117,26 +94,30 @@ class Cluster:
     def __init__(self, config: DaskConfig, shared: Shared) -> None:
         from distributed import Client
 
-        check_dask(config)
         self.members: dict[str, Member] = {}
         self._shared = shared
         self._unfit: set[str] = set()
+        self._said_silent: set[str] = set()
+        self._not_started: Counter[Member] = Counter()  # processes in a row
         self._has_met = self._is_lost = False
         self._looked = -_LOOK
         self._empty_since: float | None = None
         self._jobs = None
         with ExitStack() as stack:
-            stack.enter_context(_quiet_logs())
+            stack.enter_context(quiet_logs())
             if config.jobs:
                 from prevox.data.dask_slurm import SlurmJobs
 
                 self._jobs = stack.enter_context(SlurmJobs(config))
                 self._name = f"of {config.jobs} SLURM jobs"
-                self._client = stack.enter_context(Client(self._jobs.cluster, set_as_default=False))
+                self._client = Client(self._jobs.cluster, set_as_default=False)
             else:
                 assert config.scheduler is not None
                 self._name = config.scheduler
-                self._client = stack.enter_context(_connect(config.scheduler))
+                self._client = connect(config.scheduler)
+            stack.callback(self._client.close, timeout=_STOP)
+            self._probes = Probes(self._client, shared)
+            stack.callback(self._probes.close)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -153,12 +134,21 @@ class Cluster:
         if time.monotonic() - self._looked < _LOOK:
             return
         with self._lost_is_an_error():
-            threads: dict[str, int] = self._client.nthreads()
+            threads: dict[str, int] = self._ask(self._threads())
         for address in self.members.keys() - threads.keys():
             del self.members[address]
-        if new := sorted(threads.keys() - self.members.keys() - self._unfit):
-            self._welcome(new, threads)
+        self._unfit &= threads.keys()
+        new = threads.keys() - self.members.keys() - self._unfit
+        with self._lost_is_an_error():
+            answers = self._probes.answers(new, has_time=not self.members)
+        for address, answer in answers:
+            self._welcome(address, answer, threads[address])
+        self._share_memory()
         self._looked = time.monotonic()
+        if self.members and not self._has_met:
+            self._has_met = True
+            number = sum(member.threads for member in self.members.values())
+            console.print(f"Dask cluster {self._name}: {len(self.members)} workers, {number} threads", markup=False)
         self._wait_for_workers()
 
     def drop(self, member: Member) -> None:
@@ -166,7 +156,32 @@ class Cluster:
         if self.members.get(member.address) is member:
             del self.members[member.address]
 
-    def submit(self, member: Member, index: int, work: bytes, run: str, case: Any) -> Attempt:
+    def doubt(self, member: Member) -> None:
+        """Forget a worker that does not answer, and look at it again later."""
+        if self.members.get(member.address) is member:
+            self._probes.doubt(member.address)
+            self.drop(member)
+
+    def has_started(self, member: Member) -> None:
+        """Note that a worker can start processes."""
+        del self._not_started[member]
+
+    def has_not_started(self, member: Member, how: str) -> None:
+        """Note that a process has not started on a worker, which is not used any more after the second in a row."""
+        self._not_started[member] += 1
+        if self._not_started[member] == 2 and self.members.get(member.address) is member:
+            warn(
+                f"Dask worker {member.address} is not used any more: a process for cases cannot start there ({how}). "
+                "Look at its memory and its log."
+            )
+            self._unfit.add(member.address)
+            self.drop(member)
+
+    def is_there(self, address: str) -> bool:
+        """Whether a worker is known to be there, used or not."""
+        return address in self.members or address in self._unfit or address in self._probes.silent
+
+    def submit(self, member: Member, index: int, work: bytes, run: str, case: Any, timeout: float | None) -> Attempt:
         """Give a worker a case.
 
         Args:
@@ -175,6 +190,7 @@ class Cluster:
             work: Pickled `Work`.
             run: Its id.
             case: The case.
+            timeout: Seconds that the worker gives it; None for any number.
 
         Raises:
             RunError: If the scheduler is lost.
@@ -184,7 +200,10 @@ class Cluster:
             task = self._client.submit(
                 run_case, member.identity, run, work, pickle.dumps(case), key=key, workers=[member.address], pure=False
             )
-        return Attempt(member, index, task, asyncio.run_coroutine_threadsafe(self._gather(task), self._loop))
+        end = None if timeout is None else time.monotonic() + timeout + _GRACE
+        return Attempt(
+            member, index, task, asyncio.run_coroutine_threadsafe(self._gather(task), loop_of(self._client)), end
+        )
 
     def outcome(self, attempt: Attempt) -> Any:
         """The answer of an attempt that is done; `NoAnswer` also where Dask has given it up.
@@ -206,18 +225,35 @@ class Cluster:
         """Give up attempts; what runs already is ended by `stop`."""
         if attempts and not self._is_lost:
             with suppress(Exception):  # a scheduler that is lost just now has forgotten them
-                self._client.cancel([attempt.task for attempt in attempts])
+                self._ask(self._cancel([attempt.task for attempt in attempts]), _STOP)
 
     def stop(self, run: str) -> None:
-        """End all processes of a run on all workers, and let each tidy up."""
+        """End all processes of a run on all workers that answer, and let each tidy up."""
         if self._is_lost:  # its workers end with it, and what they have begun
             return
+        addresses = [*self.members, *self._probes.silent]
         with suppress(Exception):  # workers that have gone have no processes
-            self._client.run(stop, run, self._shared.tidy, on_error="ignore")
+            self._ask(self._stop(pickle.dumps((run, self._shared.tidy)), addresses), 2 * _STOP)
 
-    @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return self._client.loop.asyncio_loop
+    def _ask(self, question: Coroutine[Any, Any, T], limit: float | None = None) -> T:
+        """What the client says, whose methods are to be awaited within its loop; TimeoutError if that takes long."""
+        answer = asyncio.run_coroutine_threadsafe(question, loop_of(self._client))
+        try:
+            return answer.result(CONNECT if limit is None else limit)
+        except TimeoutError:
+            answer.cancel()
+            raise TimeoutError("the scheduler does not answer") from None
+
+    async def _threads(self) -> dict[str, int]:
+        return dict(await self._client.nthreads())
+
+    async def _cancel(self, tasks: list[Any]) -> None:
+        await self._client.cancel(tasks)
+
+    async def _stop(self, asked: bytes, addresses: list[str]) -> None:
+        told = [self._client.run(stop, asked, workers=[address], on_error="ignore") for address in addresses]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), _STOP)
 
     async def _gather(self, task: Any) -> bytes | BaseException:
         try:
@@ -225,26 +261,32 @@ class Cluster:
         except (Exception, asyncio.CancelledError) as error:
             return error
 
-    def _welcome(self, addresses: list[str], threads: dict[str, int]) -> None:
-        """Look at new workers; those that are fit become members."""
-        with _token_file(self._shared.out) as (path, token), self._lost_is_an_error():
-            reads = [str(read.absolute()) for read in self._shared.reads]
-            found = self._client.run(probe, reads, path, token, workers=addresses, on_error="return")
-        for address, answer in found.items():
-            if isinstance(answer, OSError):  # it has gone just now
-                continue
-            if problem := _problem(answer):
-                if not self._has_met:
-                    raise RunError(f"Dask worker {address}: {problem}")
-                warn(f"Dask worker {address} is not used: {problem}")
-                self._unfit.add(address)
-            else:
-                budget = Budget(answer.memory)
-                self.members[address] = Member(address, answer.identity, answer.host, threads[address], budget)
-        if self.members and not self._has_met:
-            self._has_met = True
-            number = sum(member.threads for member in self.members.values())
-            console.print(f"Dask cluster {self._name}: {len(self.members)} workers, {number} threads", markup=False)
+    def _welcome(self, address: str, answer: Found | Exception, threads: int) -> None:
+        """Make a worker that is fit a member."""
+        if isinstance(answer, OSError):
+            if address not in self._said_silent:
+                self._said_silent.add(address)
+                reason = " ".join(str(answer).split())[:300]
+                warn(f"Dask worker {address} is not used for now: it does not answer ({reason}).")
+        elif problem := problem_of(answer):
+            if not self._has_met:
+                raise RunError(f"Dask worker {address}: {problem}")
+            warn(f"Dask worker {address} is not used: {problem}")
+            self._unfit.add(address)
+        else:
+            assert isinstance(answer, Found)
+            limit = answer.limit
+            budget = Budget(answer.memory if limit is None else min(answer.memory, limit))
+            shared = answer.memory if limit is None else None
+            self.members[address] = Member(address, answer.identity, answer.host, threads, budget, shared)
+
+    def _share_memory(self) -> None:
+        """Workers without a limit share the memory of their machine."""
+        sharing = [member for member in self.members.values() if member.shared is not None]
+        number = Counter(member.host for member in sharing)
+        for member in sharing:
+            assert member.shared is not None
+            member.budget.free = member.shared // number[member.host]
 
     def _wait_for_workers(self) -> None:
         if self.members:
@@ -255,9 +297,10 @@ class Cluster:
         if self._jobs is not None:
             self._jobs.wait()
         elif time.monotonic() - self._empty_since > _PATIENCE:
+            silent = f" {len(self._probes.silent)} do not answer." if self._probes.silent else ""
             raise RunError(
-                f"The Dask cluster {self._name} has no worker that can be used since {_PATIENCE:g} s. Start some with "
-                f"`dask worker`. {_AGAIN}"
+                f"The Dask cluster {self._name} has no worker that can be used since {_PATIENCE:g} s.{silent} Start "
+                f"some with `dask worker`. {_AGAIN}"
             )
 
     @contextmanager
@@ -275,83 +318,3 @@ class Cluster:
         return RunError(
             f"The Dask cluster {self._name} cannot be used any more ({type(error).__name__}: {reason}). {_AGAIN}"
         )
-
-
-def _connect(scheduler: str) -> "Client":
-    from distributed import Client, Security
-
-    address = scheduler if "://" in scheduler else _address_in(Path(scheduler))
-    try:
-        certified = Security().get_connection_args("client").get("ssl_context") is not None
-        if address.startswith("tls:") and not certified:  # known here, because a client that fails takes a minute to go
-            raise OSError("Dask's configuration names no certificates")
-        return Client(address, timeout=_CONNECT, set_as_default=False)
-    except Exception as error:  # of the network, of certificates, of an address that is none
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"--dask.scheduler {scheduler}: no Dask scheduler answers ({reason}). Start one with `dask scheduler`, or "
-            "correct the address; one at tls:// needs the certificates of Dask's own configuration."
-        ) from None
-
-
-def _address_in(path: Path) -> str:
-    """The address that a scheduler has written into a file."""
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else "no file of a Dask scheduler"
-        raise ConfigError(
-            f"--dask.scheduler {path}: found {found}; expected tcp://HOST:PORT, tls://HOST:PORT, or the file that "
-            "`dask scheduler --scheduler-file` has written."
-        ) from None
-
-
-def _problem(answer: Found | Exception) -> str:
-    """Why a worker cannot be used; empty if it can."""
-    if isinstance(answer, Exception):
-        return (
-            f"cannot run this Prevox ({' '.join(str(answer).split())[:300]}). Start `dask worker` from the environment "
-            "that this call runs in."
-        )
-    for name, ours in versions().items():
-        if answer.versions.get(name) != ours:
-            theirs = answer.versions.get(name)
-            return (
-                f"found {name} {theirs or 'missing'}; expected {ours or 'none'}, as here. Start `dask worker` from the "
-                "environment that this call runs in."
-            )
-    if answer.problems:
-        return (
-            f"it sees {'; '.join(answer.problems)}. Scans and store must be at the same path on all machines, on a "
-            "shared disk."
-        )
-    return ""
-
-
-@contextmanager
-def _token_file(folder: Path | None) -> Iterator[tuple[str | None, str]]:
-    """A file in a folder for as long as it takes to look for it from elsewhere, and what it holds."""
-    token = uuid4().hex
-    if folder is None:
-        yield None, token
-        return
-    path = temporary_path(folder.absolute() / "dask")
-    try:
-        path.write_text(token, encoding="utf-8")
-        yield str(path), token
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Dask's own messages about workers and schedulers that have gone are said here, in other words."""
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
-    before = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in before:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in before.items():
-            logger.setLevel(level)

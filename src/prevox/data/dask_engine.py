@@ -11,19 +11,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from prevox.config.data import WorkConfig
 from prevox.console import warn
-from prevox.data.dask_cluster import Attempt, Cluster, Member, Shared, check_dask
+from prevox.data.dask_cluster import Attempt, Cluster, Member
+from prevox.data.dask_connect import check_dask
+from prevox.data.dask_probe import Shared
 from prevox.data.dask_worker import NoAnswer, Work
 from prevox.data.memory import OWN, warn_of_memory
 from prevox.data.runner import died_again, timed_out
 from prevox.data.worker import WorkerDiedError
-from prevox.errors import RunError
+from prevox.errors import DataError, RunError
 
 _POLL = 0.5  # seconds after which it is looked for workers that have come or gone
 _SAMPLE = 10  # paths that workers must see
@@ -56,8 +58,24 @@ def open_engine(
         engine.close()
 
 
-def sample(paths: Iterable[Path]) -> list[Path]:
-    """A few of many paths, of those that exist, for workers to look for."""
+def sample(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+    """A few of many paths, of those that exist, for workers to look for; and what to call each.
+
+    Of a series also some of its files, whose names may be those of patients and are not said.
+    """
+    from prevox.data.readers import SERIES, suffix_of
+    from prevox.data.readers.dicom import series_files
+
+    found: list[tuple[Path, str]] = []
+    for path in _some(paths):
+        found.append((path, str(path)))
+        if suffix_of(path) == SERIES:
+            with suppress(DataError):  # the reader says what is wrong with the list
+                found += [(file, f"file that {path} lists") for file in _some(series_files(path))]
+    return found
+
+
+def _some(paths: Iterable[Path]) -> list[Path]:
     every = list(dict.fromkeys(paths))
     return [path for path in every[:: max(1, len(every) // _SAMPLE)] if os.path.exists(path)]  # noqa: PTH110 - any name
 
@@ -132,7 +150,8 @@ class _Run:
         self._cases, self._describe, self._memory = cases, describe, memory
         self._limit = workers or len(cases)
         self._under_way: list[Attempt] = []
-        self._has_said = self._is_closed = False
+        self._needs: dict[int, int] = {}  # memory of the cases that wait for it
+        self._has_said = self._is_closed = self._has_succeeded = False
 
     def close(self) -> None:
         """End what still runs."""
@@ -151,17 +170,31 @@ class _Run:
         waiting = deque(indices)
         while waiting or self._under_way:
             self._cluster.look()
-            yield from self._lost_with_their_worker()
+            yield from self._lost()
             self._hand_out(waiting, alone)
             if not self._under_way:
                 time.sleep(_POLL)
             wait([attempt.answer for attempt in self._under_way], _POLL, FIRST_COMPLETED)
             for attempt in [attempt for attempt in self._under_way if attempt.answer.done()]:
                 self._release(attempt)
-                yield attempt.index, self._outcome(attempt)
+                answer = self._cluster.outcome(attempt)
+                if isinstance(answer, NoAnswer) and answer.why == "no start":
+                    self._not_started(attempt.member, answer.how)
+                    waiting.append(attempt.index)  # not the case's doing
+                else:
+                    yield attempt.index, self._outcome(attempt, answer)
 
-    def _outcome(self, attempt: Attempt) -> Any:
-        answer = self._cluster.outcome(attempt)
+    def _not_started(self, member: Member, how: str) -> None:
+        self._cluster.has_not_started(member, how)
+        if not self._cluster.members and not self._has_succeeded:
+            raise RunError(
+                f"No Dask worker can start a process for cases ({how}). Look at their memory and their logs."
+            )
+
+    def _outcome(self, attempt: Attempt, answer: Any) -> Any:
+        if not isinstance(answer, NoAnswer) or answer.why in ("died", "timeout"):
+            self._has_succeeded = True
+            self._cluster.has_started(attempt.member)
         if not isinstance(answer, NoAnswer):
             return answer
         if answer.why == "gone":
@@ -169,17 +202,15 @@ class _Run:
             return _gone(attempt.member)
         if answer.why == "timeout":
             return timed_out(self._describe(self._cases[attempt.index]), self._timeout)
-        if answer.why == "died":
-            return WorkerDiedError(answer.how)
-        raise RunError(
-            f"Dask worker {attempt.member.address}: a process for cases cannot start there ({answer.how}). Look at its "
-            "memory and its log."
-        )
+        return WorkerDiedError(answer.how)
 
-    def _lost_with_their_worker(self) -> list[tuple[int, WorkerDiedError]]:
-        """Cases of workers that have gone without an answer."""
-        members = self._cluster.members
+    def _lost(self) -> list[tuple[int, WorkerDiedError]]:
+        """Cases of workers that have gone without an answer, or do not give one."""
         open_ = [attempt for attempt in self._under_way if not attempt.answer.done()]
+        for attempt in open_:
+            if attempt.is_overdue:
+                self._cluster.doubt(attempt.member)
+        members = self._cluster.members
         lost = [attempt for attempt in open_ if members.get(attempt.member.address) is not attempt.member]
         self._cluster.cancel(lost)
         for attempt in lost:
@@ -187,7 +218,8 @@ class _Run:
         for address in dict.fromkeys(attempt.member.address for attempt in lost):
             names = [self._describe(self._cases[a.index]) for a in lost if a.member.address == address]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            warn(f"Dask worker {address} has gone while it had {', '.join(names[:3])}{more}")
+            what = "is given up" if self._cluster.is_there(address) else "has gone"
+            warn(f"Dask worker {address} {what} while it had {', '.join(names[:3])}{more}")
         return [(attempt.index, _gone(attempt.member)) for attempt in lost]
 
     def _hand_out(self, waiting: deque[int], alone: bool) -> None:
@@ -197,7 +229,9 @@ class _Run:
             if member is None:
                 return
             index = waiting.popleft()
-            self._under_way.append(self._cluster.submit(member, index, self._work, self._run, self._cases[index]))
+            self._needs.pop(index, None)
+            case = self._cases[index]
+            self._under_way.append(self._cluster.submit(member, index, self._work, self._run, case, self._timeout))
 
     def _member_for(self, index: int, alone: bool) -> Member | None:
         """A worker that takes a case now: of those with a free thread and the memory, the one with the fewest cases.
@@ -212,7 +246,9 @@ class _Run:
         free = sorted((member for member in members if load[member] < member.threads), key=lambda member: load[member])
         if self._memory is None or not free:
             return free[0] if free else None
-        need = OWN + self._memory(self._cases[index])
+        if index not in self._needs:  # which may have to read headers
+            self._needs[index] = OWN + self._memory(self._cases[index])
+        need = self._needs[index]
         most = max(member.budget.free for member in members)
         for member in free:
             if (need <= member.budget.free or member.budget.free == most) and member.budget.admits(index, need):

@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any
 
 from prevox.config.data import DaskConfig
-from prevox.console import console
+from prevox.console import console, warn
 from prevox.errors import ConfigError, RunError
 
 _LOOK = 30.0  # seconds between questions to SLURM
+_ANSWER = 20.0  # seconds for an answer
 
 
 class SlurmJobs(AbstractContextManager["SlurmJobs"]):
@@ -72,9 +73,12 @@ class SlurmJobs(AbstractContextManager["SlurmJobs"]):
             return
         self._looked = time.monotonic()
         ids = self._ids()
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(ids)}"], capture_output=True, text=True
-        )
+        command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(ids)}"]
+        try:
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            warn(f"squeue says nothing of the SLURM jobs {', '.join(ids)} ({type(error).__name__}); waiting on")
+            return
         # it forgets jobs some time after their end
         unknown = asked.returncode != 0 and "Invalid job id" in asked.stderr
         if unknown or (asked.returncode == 0 and not asked.stdout.split()):

@@ -1,7 +1,7 @@
 """What the workers of a Dask cluster do for `--engine dask`: each case in a child process, as on one machine.
 
 Dask cannot stop a running task, and a decoder that crashes in one takes the worker with it and all its other cases. So
-a task only waits for a child process, which can be killed and can die alone. No task raises: Dask would write its
+a task only waits for a child process, which can be killed and can die alone. Nothing here raises: Dask would write its
 arguments, names of files among them, into the worker's log.
 """
 
@@ -25,7 +25,8 @@ from prevox.data.worker import Worker, WorkerDiedError, failure_of
 
 _IDENTITY = uuid4().hex  # of this process: a worker that was killed may come again at the same address
 _IDLE = 60.0  # seconds after which a child process without work is ended: its run may have been killed
-_PATIENCE = 5.0  # seconds that killed child processes get to be gone
+_PATIENCE = 3.0  # seconds that killed child processes get to be gone
+START = 120.0  # seconds for a child process to come up; it may have to load Prevox from a slow disk
 # what reads and writes images, and what Dask sends: other versions could give another store, or none
 _PACKAGES = (
     "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg",
@@ -76,28 +77,46 @@ class Found:
     Args:
         identity: Of its process.
         host: Name of the machine.
-        memory: Bytes that cases may take together.
+        memory: Bytes that cases may take together on this machine.
+        limit: Bytes that the worker may take; None has no limit.
         versions: Of Prevox, Python and packages; None for those that are not installed.
         problems: What it does not see, one text each.
+        error: Why it could not look, if so.
     """
 
     identity: str
     host: str
     memory: int
+    limit: int | None
     versions: dict[str, str | None]
     problems: list[str]
+    error: str = ""
 
 
-def probe(reads: Sequence[str], out: str | None, token: str, dask_worker: Any) -> Found:
+def probe(asked: bytes, dask_worker: Any) -> bytes:
     """Look at a worker from within it.
 
     Args:
-        reads: Files or folders that are there for the caller.
-        out: File that the caller has just made in the folder to be written to.
-        token: What it holds.
+        asked: Pickled: files or folders that are there for the caller, and what to call each; a file that the caller
+            has just made in the folder to be written to, or None; what that file holds.
         dask_worker: The worker, given by Dask.
+
+    Returns:
+        Pickled `Found`.
     """
-    problems = [f"no {path}" for path in reads if not os.path.exists(path)]  # noqa: PTH110 - which would raise EACCES
+    try:
+        problems = _not_seen(*pickle.loads(asked))
+        limit = dask_worker.memory_manager.memory_limit or None
+        memory = int(SHARE * available_memory())
+        return pickle.dumps(Found(_IDENTITY, platform.node(), memory, limit, versions(), problems))
+    except Exception as error:
+        name = type(error).__name__  # no more: its message may hold names of files
+        return pickle.dumps(Found(_IDENTITY, platform.node(), 0, None, versions(), [], name))
+
+
+def _not_seen(reads: Sequence[tuple[str, str]], out: str | None, token: str) -> list[str]:
+    # not Path.exists, which would raise EACCES
+    problems = [f"no {name}" for path, name in reads if not os.path.exists(path)]  # noqa: PTH110
     if out is not None:
         folder = Path(out).parent
         try:
@@ -108,9 +127,7 @@ def probe(reads: Sequence[str], out: str | None, token: str, dask_worker: Any) -
             problems.append(f"{'another' if folder.is_dir() else 'no'} folder {folder}")
         elif not os.access(folder, os.W_OK):
             problems.append(f"the folder {folder}, but may not write there")
-    limit = dask_worker.memory_manager.memory_limit
-    memory = int(SHARE * available_memory())
-    return Found(_IDENTITY, platform.node(), min(memory, limit or memory), versions(), problems)
+    return problems
 
 
 def versions() -> dict[str, str | None]:
@@ -142,15 +159,21 @@ def run_case(identity: str, run: str, work: bytes, case: bytes) -> bytes:
         return pickle.dumps(failure_of(error))
 
 
-def stop(run: str, tidy: Callable[[], None] | None) -> None:
-    """End all processes of a run on this worker; then call `tidy`."""
-    with _lock:
-        _ended.add(run)
-        children = _children.pop(run, None)
-    if children is not None:
-        children.stop()
-    if tidy is not None:
-        tidy()
+def stop(asked: bytes) -> None:
+    """End all processes of a run on this worker; then tidy up.
+
+    Args:
+        asked: Pickled: id of the run; what to call then, or None.
+    """
+    with suppress(Exception):
+        run, tidy = pickle.loads(asked)
+        with _lock:
+            _ended.add(run)
+            children = _children.pop(run, None)
+        if children is not None:
+            children.stop()
+        if tidy is not None:
+            tidy()
 
 
 _lock = threading.Lock()
@@ -188,15 +211,19 @@ class Children:
         with self._lock:
             if self._stopped.is_set():
                 return NoAnswer("gone")
-            child = self._idle.popitem()[0] if self._idle else _child(self._work)
+            child = self._living() or _child(self._work)
             self._busy.add(child)
-        answer = self._ask(child, case)
-        if isinstance(answer, NoAnswer):
-            child.kill()
-        with self._lock:
-            self._busy.remove(child)
-            if not isinstance(answer, NoAnswer):
-                self._idle[child] = time.monotonic()
+        answer: Any = NoAnswer("died")
+        try:
+            answer = self._ask(child, case)
+        finally:
+            is_lost = isinstance(answer, NoAnswer)
+            if is_lost:
+                child.kill()
+            with self._lock:
+                self._busy.remove(child)
+                if not is_lost:
+                    self._idle[child] = time.monotonic()
         return answer
 
     def stop(self) -> None:
@@ -206,13 +233,29 @@ class Children:
             for child in self._busy:
                 child.interrupt()
         end = time.monotonic() + _PATIENCE
-        while self._busy and time.monotonic() < end:
+        while self._has_busy() and time.monotonic() < end:
             time.sleep(0.01)
-        self._end(list(self._idle))
+        with self._lock:
+            self._end(list(self._idle))
+
+    def _has_busy(self) -> bool:
+        with self._lock:
+            return bool(self._busy)
+
+    def _living(self) -> Worker | None:
+        """An idle child; those that somebody has killed meanwhile are none, lest the next case be blamed for it."""
+        while self._idle:
+            child = self._idle.popitem()[0]
+            if child.is_alive:
+                return child
+            child.kill()
+        return None
 
     def _ask(self, child: Worker, case: Any) -> Any:
         try:
             if not child.has_come_up:
+                if not child.connection.poll(START):
+                    return NoAnswer("no start", f"not up after {START:g} s")
                 child.take()
             child.give(case)
             return child.take() if child.connection.poll(self._work.timeout) else NoAnswer("timeout")

@@ -17,6 +17,7 @@ from rich.markup import escape
 from prevox.allocator import tables_from_system_memory
 from prevox.config.data import PrepareConfig
 from prevox.console import console, warn
+from prevox.data.dask_connect import check_dask
 from prevox.data.dask_engine import open_engine
 from prevox.data.encode import Case, encode_case, is_file_name, slice_shape
 from prevox.data.geometry import canonical_axes, spacing_of
@@ -73,6 +74,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     from prevox.data.index import kept_columns, reserve_room
     from prevox.data.prepare_table import print_store
 
+    if config.engine == "dask":
+        check_dask(config.dask)  # before there is a folder
     tables_from_system_memory()
     catalogue = read_catalogue(config.catalogue)
     if not config.excluded:
@@ -99,12 +102,12 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     )
     del part
     failures: list[tuple[str, str]] = []
-    sources = (Path(case.row["root"]) / case.row["paths"][0] for case in cases)
+    sources = (Path(case.row["root"]) / path for case in cases for path in _files(case.row))
     reserve: Path | None = None
     try:
         if cases and config.part is None:
             reserve = reserve_room(config.out, len(hashes))
-        with open_engine(config, sources, config.out, partial(_remove_leftovers, config.out)) as engine:
+        with open_engine(config, sources, config.out, partial(_remove_leftovers, config.out.absolute())) as engine:
             _prepare_all(config, settings, cases, failures, engine)
     finally:
         # also after an interruption, or on a full disk: what is finished can be used
@@ -216,6 +219,11 @@ def _results(
         console.print(f"[red]left out:[/red] {escape(image)}: {escape(reason)}")
         failures.append((image, reason))
         yield case, None
+
+
+def _files(row: dict[str, Any]) -> list[str]:
+    """Files of an image and of its label map, below its root."""
+    return [*row["paths"], *([row["label_path"]] if row["label_path"] else [])]
 
 
 def _remove_leftovers(out: Path) -> None:

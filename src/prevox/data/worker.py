@@ -26,6 +26,7 @@ _THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 _READY = b"ready"
+_environment = threading.Lock()  # workers of a Dask cluster start processes in several threads
 _PATIENCE = 10.0  # seconds that a worker without work gets to end by itself
 
 
@@ -82,6 +83,11 @@ class Worker:
         with _single_threaded_children():
             self._process.start()
         theirs.close()  # so that its end is noticed here
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.is_alive()
 
     def give(self, case: Any) -> None:
         """Send a case. If the process has ended since its last one, `take` says so."""
@@ -170,10 +176,11 @@ def _end_with_parent() -> None:
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
     """Children inherit one thread per library, lest N processes start N threads each; a user's own value wins."""
-    added = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, "1"))
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+    with _environment:
+        added = [name for name in _THREAD_VARIABLES if name not in os.environ]
+        os.environ.update(dict.fromkeys(added, "1"))
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]

@@ -28,3 +28,17 @@ def here(_):
 
 def nothing(_):
     return None
+
+
+def stops_its_worker(case, folder):
+    """`stop` makes the worker of the cluster one that is there and says nothing; once."""
+    marker = folder / "stopped"
+    if case == "stop" and not marker.exists():
+        marker.write_text(str(os.getppid()))
+        os.kill(os.getppid(), signal.SIGSTOP)
+    return f"{case}!"
+
+
+def stops_its_worker_for_long(case, folder):
+    stops_its_worker("stop", folder)
+    time.sleep(60)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from tests.unit.data.test_pack import picture, save
 from tests.unit.data.test_runner import die_once, hang, note, work
 
 from prevox.config.data import CatalogueConfig, DaskConfig, PrepareConfig
-from prevox.data import dask_cluster, dask_worker
+from prevox.data import dask_cluster, dask_connect, dask_engine, dask_probe, dask_worker
 from prevox.data.catalogue import catalogue
-from prevox.data.dask_cluster import Cluster, Member, Shared, _problem
+from prevox.data.dask_cluster import Cluster, Member
 from prevox.data.dask_engine import DaskEngine, _Run, open_engine, sample
+from prevox.data.dask_probe import Shared, problem_of
 from prevox.data.dask_worker import Children, Found, NoAnswer, Work, probe, versions
 from prevox.data.memory import Budget
 from prevox.data.prepare import prepare
@@ -203,7 +205,7 @@ def test_workers_that_come_late_are_used_and_none_at_all_is_an_error(monkeypatch
 
 
 def test_no_scheduler(monkeypatch, tmp_path):
-    monkeypatch.setattr(dask_cluster, "_CONNECT", 0.5)
+    monkeypatch.setattr(dask_connect, "CONNECT", 0.5)
     with pytest.raises(RunError, match=r"127\.0\.0\.1:1: no Dask scheduler answers"):
         outcomes("tcp://127.0.0.1:1", work, ["a"])
     with pytest.raises(RunError, match=r"no Dask scheduler answers \(Dask's configuration names no certificates\)"):
@@ -216,7 +218,7 @@ def test_no_scheduler(monkeypatch, tmp_path):
 
 
 def test_dask_is_an_extra(monkeypatch):
-    monkeypatch.setattr(dask_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(dask_connect, "find_spec", lambda name: None)
     config = PrepareConfig.parse(
         {"catalogue": "c.parquet", "out": "x", "engine": "dask", "dask": {"scheduler": "tcp://a:1"}}
     )
@@ -230,16 +232,18 @@ def test_dask_is_not_imported_unless_asked_for():
 
 
 def test_other_versions_and_folders_are_refused(address, monkeypatch, tmp_path):
-    monkeypatch.setattr(dask_cluster, "versions", lambda: versions() | {"numpy": "1.0"})
+    monkeypatch.setattr(dask_probe, "versions", lambda: versions() | {"numpy": "1.0"})
     with pytest.raises(RunError, match=r"Dask worker tcp.*: found numpy .*; expected 1\.0, as here\. Start `dask wor"):
         outcomes(address, work, ["a"])
-    monkeypatch.setattr(dask_cluster, "versions", versions)
+    monkeypatch.setattr(dask_probe, "versions", versions)
     (tmp_path / "out").mkdir()
     (tmp_path / "scan.nii").touch()
-    assert outcomes(address, work, ["a"], shared=Shared([tmp_path / "scan.nii"], tmp_path / "out")) == [("a", "a!")]
+    assert outcomes(address, work, ["a"], shared=Shared([(tmp_path / "scan.nii", "scan")], tmp_path / "out")) == [
+        ("a", "a!")
+    ]
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(RunError, match=rf"it sees no {tmp_path}/other\.nii\. Scans and store must be at the same path"):
-        outcomes(address, work, ["a"], shared=Shared([tmp_path / "other.nii"], tmp_path / "out"))
+    with pytest.raises(RunError, match=r"it sees no other. Scans and store must be at the same path"):
+        outcomes(address, work, ["a"], shared=Shared([(tmp_path / "other.nii", "other")], tmp_path / "out"))
 
 
 def test_what_a_worker_says_of_its_folders(tmp_path):
@@ -249,11 +253,17 @@ def test_what_a_worker_says_of_its_folders(tmp_path):
 
     token = tmp_path / "token"
     token.write_text("mine")
-    seen = probe([str(tmp_path)], str(token), "mine", Limited)
-    assert (seen.memory, seen.problems, seen.versions) == (1000, [], versions())
-    assert probe([], str(token), "other", Limited).problems == [f"another folder {tmp_path}"]
-    assert probe([], str(tmp_path / "none" / "token"), "mine", Limited).problems == [f"no folder {tmp_path}/none"]
-    assert "it sees no a; no b. Scans" in _problem(Found("", "", 0, versions(), ["no a", "no b"]))
+
+    def seen(reads, out, token):
+        return pickle.loads(probe(pickle.dumps((reads, out, token)), Limited))
+
+    found = seen([(str(tmp_path), "scans")], str(token), "mine")
+    assert (found.limit, found.problems, found.versions) == (1000, [], versions())
+    assert seen([(str(tmp_path / "none"), "x")], str(token), "mine").problems == ["no x"]
+    assert seen([], str(token), "other").problems == [f"another folder {tmp_path}"]
+    assert seen([], str(tmp_path / "none" / "token"), "mine").problems == [f"no folder {tmp_path}/none"]
+    assert pickle.loads(probe(b"", Limited)).error == "EOFError"  # no worker's log gets what it was asked
+    assert "it sees no a; no b. Scans" in problem_of(Found("", "", 0, None, versions(), ["no a", "no b"]))
 
 
 def test_a_worker_without_prevox_is_refused(tmp_path):
@@ -317,4 +327,27 @@ def test_sample_is_of_what_exists(tmp_path):
     paths = [tmp_path / f"{number:03d}" for number in range(100)]
     for path in paths[::2]:
         path.touch()
-    assert sample([*paths, tmp_path / ("x" * 5000)]) == paths[::10]
+    assert sample([*paths, tmp_path / ("x" * 5000)]) == [(path, str(path)) for path in paths[::10]]
+
+
+def test_a_small_catalogue_has_as_many_cases_at_once_as_the_cluster_has_threads(address, tmp_path, monkeypatch):
+    for number in range(3):
+        save(tmp_path / "scans" / f"x_{number}.png", picture(number))
+    limits = []
+
+    class Noted(_Run):
+        def __init__(self, *settings):
+            super().__init__(*settings)
+            limits.append(self._limit)
+
+    monkeypatch.setattr(dask_engine, "_Run", Noted)
+    engine = {"engine": "dask", "dask": DaskConfig(scheduler=address)}
+    catalogue(CatalogueConfig(paths=(tmp_path / "scans",), out=tmp_path / "c.parquet", **engine))
+    assert limits == [3]  # not one by one, as in a process that reads them all
+
+
+def test_a_scheduler_that_does_not_answer_at_once_is_waited_for_aloud(monkeypatch, capsys):
+    monkeypatch.setattr(dask_connect, "CONNECT", 2.0)
+    with pytest.raises(RunError, match="no Dask scheduler answers"):
+        outcomes("tcp://127.0.0.1:1", work, ["a"])
+    assert "waiting for the scheduler at tcp://127.0.0.1:1" in capsys.readouterr().out

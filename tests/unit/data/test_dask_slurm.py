@@ -131,3 +131,16 @@ def test_jobs_that_have_ended_are_not_waited_for(monkeypatch, tmp_path, squeue, 
                 jobs.wait()
     assert "--jobs=17" in (tmp_path / "asked").read_text()
     assert (tmp_path / "gone").read_text() == "17\n"
+
+
+@pytest.mark.parametrize("squeue", ["sleep 60", None])
+def test_a_squeue_that_says_nothing_is_no_reason_to_end(monkeypatch, tmp_path, capsys, squeue):
+    slurm(monkeypatch, tmp_path, **({} if squeue is None else {"squeue": f"exec {squeue}"}))
+    monkeypatch.setattr(dask_slurm, "_LOOK", 0.0)
+    monkeypatch.setattr(dask_slurm, "_ANSWER", 0.5)
+    with SlurmJobs(DaskConfig(jobs=1, cores=1, memory="1GB")) as jobs:
+        time.sleep(0.01)
+        began = time.monotonic()
+        jobs.wait()
+        assert time.monotonic() - began < 10
+    assert "squeue says nothing of the SLURM jobs 17" in capsys.readouterr().out

@@ -86,6 +86,15 @@ def read_image(path: Path, reading: Reading) -> Image:
     return Image(array_IJK[None], replace(header, dtype=array_IJK.dtype.name))
 
 
+def series_files(path: Path) -> list[Path]:
+    """Files that the list names.
+
+    Raises:
+        DataError: If the list makes no sense.
+    """
+    return [file for file, _ in _listed(path).files]
+
+
 def stored_size(path: Path) -> int:
     """Bytes of the files that the list names; those that are gone count nothing."""
     return sum(file.stat().st_size for file, _ in _listed(path).files if file.is_file())
