@@ -169,6 +169,7 @@ def test_orientations_of_one_series_are_images_each_if_they_are_volumes(tmp_path
             reasons.append(str(error))
     assert len(reasons) == 1
     assert "found two slices" in reasons[0]
+    found.sort(key=lambda volume: -volume.shape[2])  # their order is that of the UIDs
     np.testing.assert_array_equal(found[0], axial)
     np.testing.assert_array_equal(found[1], sagittal)
 

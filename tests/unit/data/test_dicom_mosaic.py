@@ -224,7 +224,7 @@ def test_without_a_distance_slices_are_as_far_apart_as_they_are_thick(tmp_path: 
     assert image.header.affine[2, 2] == pytest.approx(3.0)
 
 
-def test_time_points_are_images_in_order_of_their_files(tmp_path: Path):
+def test_time_points_are_images_in_order_of_their_instance_numbers(tmp_path: Path):
     volumes = [noise(4, 6, 5, seed) for seed in range(3)]
     for number, voxels in enumerate(volumes, 1):
         write_mosaic(tmp_path / "in" / f"{number}", voxels, InstanceNumber=number)

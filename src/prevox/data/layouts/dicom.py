@@ -131,9 +131,12 @@ def _without_copies(instances: Iterable[Instance]) -> list[Instance]:
 
 
 def _place_in_series(instance: Instance) -> tuple[tuple[float, str], str, Path]:
-    """By what the header says: files may be renamed, and the order gives phases their numbers."""
+    """By what the header says: files may be renamed, and the order gives phases their numbers.
+
+    Where no instance number says anything, the names of the files do.
+    """
     number = next(iter(instance.frames[0].marks.get("number", ())), "") if instance.frames else ""
-    return (float(number) if number.isdecimal() else 0.0, number), instance.uid, instance.path
+    return (float(number) if number.isdecimal() else 0.0, number), instance.uid if number else "", instance.path
 
 
 def _series_of(instance: Instance) -> tuple[str, str, str]:
@@ -143,10 +146,11 @@ def _series_of(instance: Instance) -> tuple[str, str, str]:
 
 
 def _by_series(instances: Iterable[Instance]) -> dict[tuple[str, str, str], list[Instance]]:
+    """The instances of each series in their order; the series in the order of their first files."""
     series: dict[tuple[str, str, str], list[Instance]] = {}
     for instance in instances:
         series.setdefault(_series_of(instance), []).append(instance)
-    return series
+    return dict(sorted(series.items(), key=lambda item: min(instance.path for instance in item[1])))
 
 
 def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> list[Entry]:
