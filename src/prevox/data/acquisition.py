@@ -21,6 +21,8 @@ _PREPARED_TI, _PREPARED_TE = (400.0, 1400.0), (0.5, 10.0)  # MPRAGE and its rela
 _STAR_TE, _STAR_TR = (15.0, 80.0), (200.0, 3000.0)
 _NOT_MAGNITUDE = {"P", "R", "I", "PHASE", "PHASE MAP", "REAL", "IMAGINARY"}
 _WEIGHTED = {"T1", "T1ce", "T1_FLAIR", "T2", "FLAIR", "T2star", "PD"}  # what times can tell apart
+# a map or a difference of images is not weighted as its name says; `sub-01` in a description is a subject
+_MAP = re.compile(r"(?<![a-z0-9])(maps?|mapping|molli|subtraction|subtracted|sub(?![-_ ]?[a-z]*\d))(?![a-z0-9])")
 _NO_AGENT = {"", "no", "n", "none", "n/a", "na", "0", "false"}
 
 
@@ -55,6 +57,10 @@ def sequence_of_acquisition(acquisition: Acquisition) -> str | None:
     if not has_words(acquisition.text):
         return by_times
     by_words = sequence_of_text(acquisition.text)
+    if by_words in _WEIGHTED and (_is_map(acquisition) or acquisition.kinds & _NOT_MAGNITUDE):
+        return None
+    if by_words == "T1" and _has_agent(acquisition):
+        by_words = "T1ce"
     if by_words not in _WEIGHTED or by_times in (None, by_words):
         return by_words
     return TOGETHER.get(frozenset({by_words, str(by_times)}))
@@ -93,15 +99,23 @@ def _milliseconds(value: Any) -> float | None:
 def _by_times(one: Acquisition) -> str | None:
     """The weighting that echo, repetition and inversion time give; None for all that they do not tell surely."""
     is_magnitude = not one.kinds or ("ORIGINAL" in one.kinds and not one.kinds & _NOT_MAGNITUDE)
-    if not is_magnitude or one.scanning & {"EP", "RM"}:
+    if not is_magnitude or _is_map(one) or one.scanning & {"EP", "RM"}:
         return None
     found = None
     if "SE" in one.scanning and "GR" not in one.scanning:
         found = _of_spin_echo(one)
     elif "GR" in one.scanning and "SE" not in one.scanning:
         found = _of_gradient_echo(one)
-    has_agent = one.agent.strip().lower() not in _NO_AGENT
-    return "T1ce" if found == "T1" and has_agent else found
+    return "T1ce" if found == "T1" and _has_agent(one) else found
+
+
+def _has_agent(one: Acquisition) -> bool:
+    return one.agent.strip().lower() not in _NO_AGENT
+
+
+def _is_map(one: Acquisition) -> bool:
+    """Whether description or image type say so. DERIVED alone does not: reformatted originals carry it as well."""
+    return any(_MAP.search(text.lower()) for text in (one.text, *one.kinds))
 
 
 def _of_spin_echo(one: Acquisition) -> str | None:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from prevox.console import warn
 from prevox.errors import RunError
 
 _WAIT = 5.0  # seconds that another task, which has just made the file, has to write its salt
@@ -27,6 +28,10 @@ def read_salt(path: Path) -> bytes:
         if not path.exists():
             with suppress(FileExistsError), open(path, "x", opener=_private) as file:
                 file.write(secrets.token_hex(32) + "\n")
+        elif others := path.stat().st_mode & 0o077:
+            with suppress(OSError):  # the salt of somebody else: it is read, and the warning stands
+                keep_private(path, 0o600)
+            warn(f"{path}: others could use this salt (mode {others:03o}): from now on only you can, if it is yours")
         content, began = path.read_bytes(), time.monotonic()
         while not content and time.monotonic() - began < _WAIT:
             time.sleep(0.05)
@@ -38,6 +43,18 @@ def read_salt(path: Path) -> bytes:
     if not content.strip():
         raise RunError(f"{path}: the salt is empty. Restore it, or remove the file to draw a new one: ids then change.")
     return content.strip()
+
+
+def keep_private(path: Path, mode: int) -> bool:
+    """Take from others what they may do with a file or folder; whether there was anything to take.
+
+    Raises:
+        OSError: If it belongs to somebody else.
+    """
+    if not path.stat().st_mode & 0o077:
+        return False
+    path.chmod(mode)
+    return True
 
 
 def _private(name: str, flags: int) -> int:

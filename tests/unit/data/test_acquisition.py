@@ -50,6 +50,19 @@ TABLE: list[tuple[list[str], float, float, float | None, dict[str, Any], str | N
     (["GR"], 20, 620, None, {"SeriesDescription": "t2_fl2d_tra_hemo", "MRAcquisitionType": "2D"}, "T2star"),
     (["SE"], 10, 650, None, {"SeriesDescription": "t1_se_tra", "ContrastBolusAgent": "Gd"}, "T1ce"),
     (["SE"], 100, 4000, None, {"SeriesDescription": "T1 AX"}, None),
+    # an agent counts where times decide nothing
+    (["GR"], 2, 5, None, {"SeriesDescription": "t1_vibe_tra", "ContrastBolusAgent": "Gadovist"}, "T1ce"),
+    (["GR"], 2, 5, None, {"SeriesDescription": "t1_vibe_tra", "ContrastBolusAgent": "none"}, "T1"),
+    (["SE"], 100, 4000, None, {"SeriesDescription": "t2_tse", "ContrastBolusAgent": "Gadovist"}, "T2"),
+    # maps, differences and phases are not weighted; a reformatted original is
+    (["GR"], 2, 5, None, {"SeriesDescription": "T1 Map MOLLI", "ImageType": ["DERIVED", "PRIMARY", "T1 MAP"]}, None),
+    (["GR"], 2, 5, None, {"SeriesDescription": "t1_vibe", "ImageType": ["DERIVED", "PRIMARY", "T1 MAP"]}, None),
+    (["GR", "IR"], 3, 2300, 900, {"SeriesDescription": "t1 mprage SUB"}, None),
+    (["GR", "IR"], 3, 2300, 900, {"SeriesDescription": "mprage", "ProtocolName": "sub-01"}, "T1"),
+    (["GR"], 20, 620, None, {"SeriesDescription": "B0_map", "MRAcquisitionType": "2D"}, None),
+    (["SE"], 10, 650, None, {"SeriesDescription": "t1_se", "ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, None),
+    (["GR", "IR"], 3, 2300, 900, {"SeriesDescription": "t1_mprage_cor", "ImageType": DERIVED}, "T1"),
+    (["EP"], 93, 6600, None, {"SeriesDescription": "ADC map", "ImageType": ["DERIVED", "PRIMARY", "ADC"]}, "ADC"),
     # unknown stays unknown
     (["SE"], 60, 1500, None, {}, None),
     (["SE", "IR"], 60, 4000, 150, {}, None),  # STIR

@@ -1,3 +1,4 @@
+import os
 import re
 import struct
 from pathlib import Path
@@ -26,6 +27,7 @@ from prevox.data.layouts import DicomSource, dicom
 from prevox.data.layouts.base import Entry
 from prevox.data.readers import Image, dicom_header, read_header, read_image, stored_size
 from prevox.data.readers import dicom as reader
+from prevox.data.readers.dicom_header import read_instance
 from prevox.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -167,6 +169,7 @@ def test_orientations_of_one_series_are_images_each_if_they_are_volumes(tmp_path
             reasons.append(str(error))
     assert len(reasons) == 1
     assert "found two slices" in reasons[0]
+    found.sort(key=lambda volume: -volume.shape[2])  # their order is that of the UIDs
     np.testing.assert_array_equal(found[0], axial)
     np.testing.assert_array_equal(found[1], sagittal)
 
@@ -197,8 +200,10 @@ def test_no_pixel_size_is_ever_assumed(tmp_path, spacing):
 def test_a_radiograph_takes_the_spacing_at_its_detector_and_says_so(tmp_path):
     pixels = np.arange(30, dtype=np.uint16).reshape(6, 5)
     tags = {"PixelSpacing": None, "ImagePositionPatient": None, "ImageOrientationPatient": None}
-    save(tmp_path / "in" / "a", dataset(pixels, RADIOGRAPH, ImagerPixelSpacing=[0.2, 0.1], **tags))
-    save(tmp_path / "in" / "b", dataset(pixels + 1, RADIOGRAPH, ImagerPixelSpacing=[0.2, 0.1], **tags))
+    save(tmp_path / "in" / "a", dataset(pixels, RADIOGRAPH, InstanceNumber=1, ImagerPixelSpacing=[0.2, 0.1], **tags))
+    save(
+        tmp_path / "in" / "b", dataset(pixels + 1, RADIOGRAPH, InstanceNumber=2, ImagerPixelSpacing=[0.2, 0.1], **tags)
+    )
     one, other = images(tmp_path / "in")  # two pictures of a series are two images
     assert one.header.flags == ("no_geometry", "detector_spacing")
     np.testing.assert_allclose(one.header.affine, np.diag([0.1, -0.2, 1, 1]))
@@ -405,6 +410,24 @@ def test_many_files_are_read_by_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "_AT_ONCE", 2)
     (image,) = images(tmp_path / "in")
     np.testing.assert_array_equal(image.array_CIJK[0].transpose(1, 0, 2), noise(6, 5, 7))
+
+
+def _read_or_die(files):
+    if any(path.name == "killer.dcm" for path in files):
+        os._exit(9)
+    return [read_instance(path) for path in files]
+
+
+def test_a_file_that_ends_its_process_costs_no_other(tmp_path, monkeypatch):
+    write_slices(tmp_path / "in", noise(6, 5, 7))
+    (tmp_path / "in" / "killer.dcm").write_bytes(b"any")
+    files = sorted((tmp_path / "in").iterdir())
+    monkeypatch.setattr(dicom, "_FEW", 3)
+    monkeypatch.setattr(dicom, "_read", _read_or_die)
+    found = {one.path.name: one.problem for one in dicom._instances(files)}
+    assert len(found) == 8
+    assert "ended the process" in found.pop("killer.dcm")
+    assert set(found.values()) == {None}
 
 
 def test_a_deflated_bomb_is_refused(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from tests.unit.data.dicom_files import dataset, save, write_slices
@@ -195,3 +196,18 @@ def test_a_salt_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
     path.write_text("")  # its writer was killed
     with pytest.raises(RunError, match="the salt is empty"):
         read_salt(path)
+
+
+def test_what_others_could_read_is_private_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_slices(tmp_path / "in", np.random.default_rng(0).integers(0, 9, (12, 10, 9)).astype(np.int16))
+    run(tmp_path, tmp_path / "in", workers=1)
+    salt, series = tmp_path / "out" / "c.salt", tmp_path / "out" / "c.series"
+    assert "others could use" not in capsys.readouterr().out
+    found = [salt, series, *series.rglob("*")]
+    assert len(found) == 4
+    for path in found:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    run(tmp_path, tmp_path / "in", workers=1)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found if path.is_file()} == {0o600}
+    assert "others could use this salt" in " ".join(capsys.readouterr().out.split())

@@ -15,8 +15,8 @@ from rich.markup import escape
 from prevox.config.data import DicomConfig
 from prevox.console import console
 from prevox.data.layouts.base import Entry, folders, is_hidden
-from prevox.data.layouts.dicom_stacks import stacks_of
-from prevox.data.pseudonyms import content_key, plain_id, pseudonym, read_salt
+from prevox.data.layouts.dicom_stacks import is_whole, stacks_of
+from prevox.data.pseudonyms import content_key, keep_private, plain_id, pseudonym, read_salt
 from prevox.data.readers import SERIES, suffix_of
 from prevox.data.readers.dicom import Files, write_series
 from prevox.data.readers.dicom_header import Instance, read_instance
@@ -25,7 +25,9 @@ from prevox.data.temporary import remove_stale
 from prevox.errors import DataError, RunError
 
 _AT_ONCE = 200  # files that a process reads at a time
+_LONG, _LONG_PART = 60.0, 600.0  # seconds for the header of a file, and for those of a part
 _FEW = 2000  # files that are read in this process
+_SUFFIX = 8  # digits that tell the files of one series apart
 _MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
@@ -90,10 +92,17 @@ def _instances(files: Sequence[Path]) -> list[Instance | None]:
         return _read(files)
     parts = [tuple(files[start : start + _AT_ONCE]) for start in range(0, len(files), _AT_ONCE)]
     read: dict[Path, Instance | None] = {}
-    for part, result in run_cases(_read, parts, 0, lambda part: f"{len(part)} files", "reading headers"):
-        broken = "a broken DICOM file (it ended the process that read its header)"
-        found = [Instance(path, problem=broken) for path in part] if isinstance(result, Failure) else result
-        read.update(zip(part, found, strict=True))
+    for part, result in run_cases(
+        _read, parts, 0, lambda part: f"{len(part)} files", "reading headers", timeout=_LONG_PART
+    ):
+        if not isinstance(result, Failure):
+            read.update(zip(part, result, strict=True))
+    # of a part that failed, one file may be to blame: each is read alone
+    alone = [(path,) for path in files if path not in read]
+    broken = "a broken DICOM file (it ended the process that read its header, or took too long)"
+    if alone:
+        for (path,), result in run_cases(_read, alone, 0, lambda _: "a file", "reading headers alone", timeout=_LONG):
+            read[path] = Instance(path, problem=broken) if isinstance(result, Failure) else result[0]
     return [read[path] for path in files]
 
 
@@ -118,7 +127,16 @@ def _without_copies(instances: Iterable[Instance]) -> list[Instance]:
                 places = tuple((frame.position, frame.marks.get("number")) for frame in instance.frames)
                 sound.setdefault(places, instance)
         chosen += list(sound.values()) or group[:1]
-    return sorted(chosen, key=lambda instance: instance.path)
+    return sorted(chosen, key=_place_in_series)
+
+
+def _place_in_series(instance: Instance) -> tuple[tuple[float, str], str, Path]:
+    """By what the header says: files may be renamed, and the order gives phases their numbers.
+
+    Where no instance number says anything, the names of the files do.
+    """
+    number = next(iter(instance.frames[0].marks.get("number", ())), "") if instance.frames else ""
+    return (float(number) if number.isdecimal() else 0.0, number), instance.uid if number else "", instance.path
 
 
 def _series_of(instance: Instance) -> tuple[str, str, str]:
@@ -128,10 +146,11 @@ def _series_of(instance: Instance) -> tuple[str, str, str]:
 
 
 def _by_series(instances: Iterable[Instance]) -> dict[tuple[str, str, str], list[Instance]]:
+    """The instances of each series in their order; the series in the order of their first files."""
     series: dict[tuple[str, str, str], list[Instance]] = {}
     for instance in instances:
         series.setdefault(_series_of(instance), []).append(instance)
-    return series
+    return dict(sorted(series.items(), key=lambda item: min(instance.path for instance in item[1])))
 
 
 def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> list[Entry]:
@@ -148,10 +167,19 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     try:
         for place in (source.folder, folder):
             place.mkdir(0o700, parents=True, exist_ok=True)
+            keep_private(place, 0o700)
         for key, members in _by_series(instances).items():
             found, series = _images(members), key[-1] if plain else "\0".join(key)
-            for number, (files, first) in enumerate(found, 1):
-                image = named("series", series) + (f"-{number}" if len(found) > 1 else "")
+            numbered, taken = sum(not is_whole(first) for _, first in found), Counter[str]()
+            for files, first in found:
+                image = named("series", series)
+                if is_whole(first):
+                    image += f"-{pseudonym(b'' if plain else salt, 'instance', _name_of(first))[:_SUFFIX]}"
+                elif numbered > 1:
+                    taken["numbered"] += 1
+                    image += f"-{taken['numbered']}"
+                taken[image] += 1
+                image += f"-{taken[image]}" if taken[image] > 1 else ""
                 path = folder / f"{image}{SERIES}"
                 write_series(path, files, source.config.tilt, secret)
                 entry = Entry(
@@ -178,6 +206,11 @@ def _entries(root: Path, instances: Sequence[Instance], source: DicomSource) -> 
     except OSError as error:
         raise RunError(f"{source.folder}: cannot be written ({error.strerror}). Choose another --out.") from None
     return entries
+
+
+def _name_of(instance: Instance) -> str:
+    """What tells an instance from others of its series, whatever its file is called and whichever others are there."""
+    return "\0".join([instance.uid, *(f"{name}={values}" for name, values in sorted(instance.frames[0].marks.items()))])
 
 
 def _too_few(image: str, files: Files, first: Instance, least: int) -> DataError | None:

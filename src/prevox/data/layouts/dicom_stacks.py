@@ -25,8 +25,7 @@ def stacks_of(instances: Sequence[Instance]) -> list[list[Slice]]:
     placed: list[list[Slice]] = []
     stacks: list[list[Slice]] = []
     for instance in instances:
-        unplaced = any(frame.position is None or frame.orientation is None for frame in instance.frames)
-        if unplaced or instance.tiles > 1:
+        if is_whole(instance):
             stacks.append([(instance, frame) for frame in instance.frames])
             continue
         for frame in instance.frames:
@@ -38,6 +37,12 @@ def stacks_of(instances: Sequence[Instance]) -> list[list[Slice]]:
         if few:
             stacks.append([slice for stack in few for slice in stack])
     return stacks + [phase for stack in placed for phase in phases_of(stack)]
+
+
+def is_whole(instance: Instance) -> bool:
+    """Whether a file is an image by itself: a mosaic, or one whose frames have no place."""
+    unplaced = any(frame.position is None or frame.orientation is None for frame in instance.frames)
+    return instance.problem is None and (unplaced or instance.tiles > 1)
 
 
 def _add(stacks: list[list[Slice]], slice: Slice) -> None:

@@ -19,6 +19,7 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import UID, JPEG2000TransferSyntaxes
 from scipy import ndimage
 
+from prevox.data.pseudonyms import keep_private
 from prevox.data.readers.base import Header, Image, Reading, check_affine
 from prevox.data.readers.dicom_file import open_dicom, parse
 from prevox.data.readers.dicom_grid import NoVolume, Slice, StackGrid, grid_of
@@ -60,6 +61,7 @@ def write_series(path: Path, files: Files, tilt: Tilt, key: str) -> None:
     content = {"prevox_series": SCHEMA, "key": key, "tilt": tilt, "folder": str(folder), "files": names}
     text = json.dumps(content) + "\n"
     if path.is_file() and path.read_bytes() == text.encode():
+        keep_private(path, 0o600)
         return
     temporary = temporary_path(path)
     temporary.touch(0o600)

@@ -2,7 +2,8 @@
 
 Of what identifies a patient only PatientID is read, to be hashed (`data.pseudonyms`); names and dates of birth are
 never looked at. Series Description and Protocol Name are looked through for the words that name an MR sequence, and
-nothing of them is kept but which of these (`data.acquisition`). Reasons repeat no text of the file.
+nothing of them is kept but which of these; of Contrast/Bolus Agent counts whether it names one (`data.acquisition`).
+Reasons repeat no text of the file.
 """
 
 import math
