@@ -28,6 +28,14 @@ def short(monkeypatch):
 
 
 @pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also in a job that a shell has started in the background and that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def cluster():
     with started(2, 1, processes=True) as cluster:
         processes = [worker.pid for worker in cluster.workers.values()]
@@ -82,7 +90,7 @@ def test_a_case_of_a_worker_that_falls_silent_runs_elsewhere(cluster, tmp_path, 
     assert "is given up while it had case-stop" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_although_a_worker_is_silent(cluster, tmp_path):
+def test_ctrl_c_ends_although_a_worker_is_silent(cluster, interruptible, tmp_path):
     times = []
 
     def interrupt():
