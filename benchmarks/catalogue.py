@@ -74,15 +74,13 @@ def call(script: Path, verb: str, **settings: Any) -> list[float]:
     return found
 
 
-def catalogued(script: Path, scans: Path, out: Path, images: int, name: str) -> dict[str, Any]:
-    """Catalogue a folder twice."""
-    seconds, peak, worker = call(script, "catalogue", paths=[scans], out=out)
-    again, again_peak, _ = call(script, "catalogue", paths=[scans], out=out)
-    size = sum(path.stat().st_size for path in scans.rglob("*") if path.is_file())
-    files = {ending: out.with_suffix(f".{ending}") for ending in ("parquet", "rows.jsonl", "html")}
+def twice(script: Path, verb: str, images: int, name: str, **settings: Any) -> dict[str, Any]:
+    """Call a verb, and call it again when there is nothing left to do."""
+    seconds, peak, worker = call(script, verb, **settings)
+    again, again_peak, _ = call(script, verb, **settings)
     return {
-        "name": name,
-        "verb": "catalogue",
+        "name": f"{verb}, {name}",
+        "verb": verb,
         "images": images,
         "seconds": round(seconds, 2),
         "per_second": round(images / seconds, 1),
@@ -90,27 +88,26 @@ def catalogued(script: Path, scans: Path, out: Path, images: int, name: str) -> 
         "peak_mb": round(peak),
         "worker_mb": round(worker),
         "again_mb": round(again_peak),
-        "input_mb": round(size / 1e6, 1),
-        "files_mb": {ending: round(path.stat().st_size / 1e6, 2) for ending, path in files.items()},
     }
+
+
+def catalogued(script: Path, scans: Path, out: Path, images: int, name: str) -> dict[str, Any]:
+    """Catalogue a folder twice."""
+    row = twice(script, "catalogue", images, name, paths=[scans], out=out)
+    files = {ending: out.with_suffix(f".{ending}") for ending in ("parquet", "rows.jsonl", "html")}
+    sizes = {ending: round(path.stat().st_size / 1e6, 2) for ending, path in files.items()}
+    return row | {"input_mb": megabytes(scans), "files_mb": sizes}
 
 
 def prepared(script: Path, out: Path, store: Path, images: int, name: str, **settings: Any) -> dict[str, Any]:
     """Prepare a catalogue's images twice."""
-    seconds, peak, worker = call(script, "prepare", catalogue=out, out=store, **settings)
-    again, again_peak, _ = call(script, "prepare", catalogue=out, out=store, **settings)
-    return {
-        "name": name,
-        "verb": "prepare",
-        "images": images,
-        "seconds": round(seconds, 2),
-        "per_second": round(images / seconds, 1),
-        "again_s": round(again, 2),
-        "peak_mb": round(peak),
-        "worker_mb": round(worker),
-        "again_mb": round(again_peak),
-        "store_mb": round(sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) / 1e6, 1),
-    }
+    row = twice(script, "prepare", images, name, catalogue=out, out=store, **settings)
+    return row | {"store_mb": megabytes(store)}
+
+
+def megabytes(folder: Path) -> float:
+    """Size of all files in a folder."""
+    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1)
 
 
 def fitted(rows: Sequence[dict[str, Any]], quantity: str, degree: int = 1) -> dict[str, Any] | None:
@@ -139,12 +136,12 @@ def grown(script: Path, work: Path, sizes: Sequence[int], volumes: Sequence[int]
     for images in sorted({*sizes, *volumes}):
         folder = work / str(images)
         generate(folder / "scans", images)
-        found = catalogued(script, folder / "scans", folder / "c.parquet", images, f"catalogue, {images} small files")
+        found = catalogued(script, folder / "scans", folder / "c.parquet", images, f"{images} small files")
         if images in sizes:
             rows["catalogue"].append(found)
             show(found)
         if images in volumes:
-            name = f"prepare, {images} small files"
+            name = f"{images} small files"
             rows["prepare"].append(prepared(script, folder / "c.parquet", folder / "store", images, name))
             show(rows["prepare"][-1])
         shutil.rmtree(folder)
@@ -174,8 +171,8 @@ def main() -> None:
             out = work / f"{folder.name}.parquet"
             call(script, "catalogue", paths=[folder], out=work / "warm.parquet")  # files into memory
             images = len(pd.read_parquet(work / "warm.parquet"))
-            show(catalogued(script, folder, out, images, f"catalogue, {images} scans of {folder.name}"))
-            name = f"prepare, {images} scans of {folder.name}"
+            show(catalogued(script, folder, out, images, f"{images} scans of {folder.name}"))
+            name = f"{images} scans of {folder.name}"
             show(prepared(script, out, work / f"{folder.name}-store", images, name, spacing="median"))
         grown(script, work, given.sizes, given.volumes)
 

@@ -1,6 +1,8 @@
 """Fixtures for all tests, and the rule that a skip must be on the list of allowed skips."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -75,3 +77,11 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also in a job that a shell has started in the background and that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -125,14 +125,6 @@ def test_cases_are_handed_out_as_results_are_taken(address, tmp_path):
     engine.close()
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C interrupts, also in a job that a shell has started in the background and that ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_what_runs_is_ended_with_its_run(address, tmp_path):
     def interrupt():

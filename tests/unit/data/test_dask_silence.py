@@ -28,14 +28,6 @@ def short(monkeypatch):
 
 
 @pytest.fixture
-def interruptible():
-    """Ctrl-C interrupts, also in a job that a shell has started in the background and that ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
 def cluster():
     with started(2, 1, processes=True) as cluster:
         processes = [worker.pid for worker in cluster.workers.values()]
